@@ -1,0 +1,3 @@
+"""Landbridge: a region-aware routing gateway. Start reading at ARCHITECTURE.md."""
+
+__version__ = "0.1.0"

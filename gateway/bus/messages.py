@@ -1,0 +1,56 @@
+"""What control and workers say to each other over the bus: MessagePack, each message tagged with its type.
+
+Control speaks for the whole gateway (configuration, conditions, map changes); a worker reports what only it can see.
+A worker that hears nothing goes on with what it has: no request waits for a message.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.core.conditions import Conditions
+from gateway.settings.schema import Settings
+
+
+class Hello(msgspec.Struct, tag=True, frozen=True):
+    """Worker: first message of every connection."""
+
+    slot: int
+    pid: int
+
+
+class Applied(msgspec.Struct, tag=True, frozen=True):
+    """Worker: this View generation decides my requests now."""
+
+    generation: int
+
+
+class ConnectFailures(msgspec.Struct, tag=True, frozen=True):
+    """Worker: `count` connects in a row to this endpoint failed (sent at three, at once)."""
+
+    cluster: str
+    endpoint: str
+    count: int
+
+
+class Configured(msgspec.Struct, tag=True, frozen=True):
+    """Control: a new configuration, whole. `generation` grows with every Configured and every Conditions."""
+
+    generation: int
+    settings: Settings
+
+
+class MapChanged(msgspec.Struct, tag=True, frozen=True):
+    """Control: the store moved from one transaction to another; these ids and hosts are no longer what they were.
+
+    An empty change whose `from_txn` is 0 means "everything may have changed": drop the whole cache.
+    """
+
+    from_txn: int
+    to_txn: int
+    tenants: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+
+
+FromWorker = Hello | Applied | ConnectFailures
+FromControl = Configured | Conditions | MapChanged

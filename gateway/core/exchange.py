@@ -1,0 +1,125 @@
+"""The Exchange: one request and its response passing through, with everything known of it so far.
+
+Made by the worker once per request, filled by filters in order, read by the access log last. State that outlives a
+request (pools, the map, counters) reaches filters as `services`, never by import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.core.placement import NO_VERSION, Placement, Version
+
+if TYPE_CHECKING:
+    from gateway.core.errors import Flag
+    from gateway.core.hop import Hop
+    from gateway.core.http1.head import Request, Response
+    from gateway.core.routing import Decision
+    from gateway.core.tenancy import Resolved
+    from gateway.core.view import View
+
+
+class Services(Protocol):
+    """What a filter may ask of the worker. Everything here answers at once: nothing waits for I/O."""
+
+    def map_complete(self) -> bool:
+        """Whether the tenant map's completeness mark stands."""
+        ...
+
+    def placement(self, tenant: str) -> Placement | None:
+        """The tenant's record, from a bounded cache above the store."""
+        ...
+
+    def host_owner(self, host: str) -> str | None:
+        """The tenant that claims `host` (lower case, no port) in its `hosts`."""
+        ...
+
+    def count_map(self, metric: str) -> None:
+        """Count `map_behind` or `map_differs`."""
+        ...
+
+    def count_hop_rejected(self, reason: str) -> None:
+        """Count a hop that was not valid: missing, form, key, clock or destination."""
+        ...
+
+    def random_id(self) -> str:
+        """A fresh request id."""
+        ...
+
+
+class Exchange:
+    """One request's typed context. Times: `started` is monotonic seconds, `wall_ms` Unix milliseconds.
+
+    `listener` is `http` or `hop`; `forwarded` collects the fields that filters add for the application, as whole
+    lines without CRLF. `endpoint` names the endpoint filter that answers; `flag` is set when the gateway itself did.
+    """
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "client",
+        "cluster",
+        "decision",
+        "endpoint",
+        "flag",
+        "forwarded",
+        "hop",
+        "hop_signature",
+        "listener",
+        "local_port",
+        "peer",
+        "placement",
+        "reason",
+        "request",
+        "request_id",
+        "resolved",
+        "response",
+        "services",
+        "started",
+        "status",
+        "tenant",
+        "verdict",
+        "version",
+        "view",
+        "wall_ms",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        view: View,
+        services: Services,
+        listener: str,
+        peer: str,
+        local_port: int,
+        started: float,
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self.request = request
+        self.view = view
+        self.services = services
+        self.listener = listener
+        self.peer = peer
+        self.local_port = local_port
+        self.started = started
+        self.wall_ms = wall_ms
+        self.client = peer
+        self.request_id = ""
+        self.tenant = ""
+        self.hop: Hop | None = None
+        self.resolved: Resolved | None = None
+        self.placement: Placement | None = None
+        self.version: Version = NO_VERSION
+        self.decision: Decision | None = None
+        self.endpoint = "reply"
+        self.cluster = ""
+        self.reason = ""
+        self.forwarded: list[bytes] = []
+        self.hop_signature = ""
+        self.verdict = b""
+        self.response: Response | None = None
+        self.status = 0
+        self.flag: Flag | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0

@@ -1,0 +1,136 @@
+"""Filters: one step of request policy each, in Zuul's three kinds, chained in a fixed order.
+
+*Inbound* filters see the request before it is routed, in order; the first that answers ends the chain. The *endpoint*
+filter that the region step named produces the answer. *Outbound* filters see the response's head, and are told when
+the exchange is over. A filter returns None (go on) or an answer; the worker executes it. An error is raised as
+`GatewayError`. A filter may be `async def`: only then does its exchange continue in a task.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from gateway.core.exchange import Exchange
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Send the request to a cluster of this View. `reason` stands in the log and in the metrics."""
+
+    cluster: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Respond:
+    """Answer now. `fields` are (name, value) pairs without framing fields: the worker writes those."""
+
+    status: int
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Keep the request until the monotonic time `until`, then run the chain again."""
+
+    until: float
+
+
+Answer = Forward | Respond | Park
+
+
+class InboundFilter(Protocol):
+    """Runs before routing."""
+
+    name: str
+
+    def __call__(self, exchange: Exchange) -> Answer | None | Awaitable[Answer | None]: ...
+
+
+class EndpointFilter(Protocol):
+    """Produces the answer. It must return one: an endpoint filter cannot go on."""
+
+    name: str
+
+    def __call__(self, exchange: Exchange) -> Answer | Awaitable[Answer]: ...
+
+
+class OutboundFilter(Protocol):
+    """Sees the response's head before it is written (`exchange.response`), and the exchange's end."""
+
+    name: str
+
+    def __call__(self, exchange: Exchange) -> None: ...
+
+
+@runtime_checkable
+class Completes(Protocol):
+    """What an outbound filter has besides, when it wants to hear that the exchange is over."""
+
+    def complete(self, exchange: Exchange) -> None: ...
+
+
+class ChainError(ValueError):
+    """A chain that would be unsafe or cannot be built; the message is for the operator."""
+
+
+FilterFactory = Callable[[Mapping[str, object]], object]
+"""A filter's class: called with its options from `filters.options.<name>`. ValueError for options it cannot take."""
+
+REQUIRED_INBOUND: Final = ("identify", "tenant", "region")
+"""Without these, in this order, a client could choose its own identity, tenant or region."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A compiled chain: plain tuples of callables. `is_async` names filters whose result has to be awaited."""
+
+    inbound: tuple[InboundFilter, ...]
+    endpoints: Mapping[str, EndpointFilter]
+    outbound: tuple[OutboundFilter, ...]
+    completes: tuple[Callable[[Exchange], None], ...]
+    is_async: frozenset[str]
+
+
+def compile_chain(
+    inbound: Iterable[InboundFilter], endpoints: Iterable[EndpointFilter], outbound: Iterable[OutboundFilter]
+) -> Chain:
+    """Check and freeze a chain. Raises ChainError when a required filter is absent or out of order."""
+    steps = tuple(inbound)
+    ends = {end.name: end for end in endpoints}
+    outs = tuple(outbound)
+    names = [step.name for step in steps]
+    if [name for name in names if name in REQUIRED_INBOUND] != list(REQUIRED_INBOUND):
+        raise ChainError(f"inbound filters must hold {', '.join(REQUIRED_INBOUND)} once each in this order: {names}")
+    if not ends:
+        raise ChainError("a chain needs an endpoint filter: without one nothing answers")
+    every = [*steps, *ends.values(), *outs]
+    doubled = {f.name for f in every if sum(g.name == f.name for g in every) > 1}
+    if doubled:
+        raise ChainError(f"filter names must be unique: {', '.join(sorted(doubled))}")
+    waits = [f.name for f in every if _is_async(f)]
+    if late := [f.name for f in outs if f.name in waits]:
+        raise ChainError(f"outbound filters cannot be async, a response is already on its way: {', '.join(late)}")
+    completes = tuple(f.complete for f in outs if isinstance(f, Completes))
+    return Chain(steps, ends, outs, completes, frozenset(waits))
+
+
+def _is_async(step: object) -> bool:
+    call = getattr(step, "__call__", step)  # noqa: B004  an instance's __call__ decides, not its callability
+    return inspect.iscoroutinefunction(step) or inspect.iscoroutinefunction(call)
+
+
+def build_filters(registry: Mapping[str, FilterFactory], options: Mapping[str, Mapping[str, object]]) -> list[object]:
+    """Make each filter of a registry, in its order, with its options. Raises ChainError naming filter and reason."""
+    made = []
+    for name, factory in registry.items():
+        try:
+            made.append(factory(options.get(name, {})))
+        except (TypeError, ValueError) as error:
+            raise ChainError(f"filters.options.{name}: {error}") from error
+    return made

@@ -1,0 +1,154 @@
+"""Settings: the configuration after overlays, overrides and expansion, validated, with units resolved.
+
+Plain data that travels: control sends it to workers over the bus as MessagePack, so no worker parses YAML while
+control lives. Durations are seconds, sizes bytes, rates per second. Only the loader makes one from text.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from gateway.core.placement import Misroute
+
+DEFAULT_RETRIES: Final = 1
+"""One more try is what separates a closed pooled connection from a failure; more belong to a retry budget."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Listen(msgspec.Struct, frozen=True):
+    http: Address
+    hop: Address | None = None
+    admin: Address = Address("127.0.0.1", 8081)
+
+
+class RegionSettings(msgspec.Struct, frozen=True):
+    """`public` is a URL template; `gateways` are hop listeners, the endpoints of the cluster `region:NAME`."""
+
+    public: str | None = None
+    gateways: tuple[Address, ...] = ()
+
+
+class ClusterTimeoutSettings(msgspec.Struct, frozen=True):
+    connect: float = 1.0
+    response: float = 15.0
+    body: float = 30.0
+    idle: float = 4.0
+
+
+REGION_TIMEOUTS: Final = ClusterTimeoutSettings(response=20.0, idle=60.0)
+"""Between gateways: no origin closes early there, and the response timeout includes the far side's own."""
+
+
+class HealthSettings(msgspec.Struct, frozen=True):
+    path: str
+    interval: float = 5.0
+    healthy: int = 2
+    unhealthy: int = 3
+
+
+class RetrySettings(msgspec.Struct, frozen=True):
+    attempts: int = DEFAULT_RETRIES
+
+
+class ClusterLimitSettings(msgspec.Struct, frozen=True):
+    connections: int = 1024
+    pending: int = 1024
+
+
+class ClusterSettings(msgspec.Struct, frozen=True):
+    endpoints: tuple[Address, ...] = ()
+    timeouts: ClusterTimeoutSettings = ClusterTimeoutSettings()
+    health: HealthSettings | None = None
+    retries: RetrySettings = RetrySettings()
+    limits: ClusterLimitSettings = ClusterLimitSettings()
+
+
+class RouteSettings(msgspec.Struct, frozen=True):
+    prefix: str
+    cluster: str
+
+
+class ResolverSettings(msgspec.Struct, frozen=True):
+    """`kind` is host, header, path, query, cookie or fixed; `value` is as written."""
+
+    kind: str
+    value: str
+
+
+class TenancySettings(msgspec.Struct, frozen=True):
+    resolvers: tuple[ResolverSettings, ...] = ()
+    unknown: str | None = None
+
+
+class LimitSettings(msgspec.Struct, frozen=True):
+    connections: int = 20000
+    header_bytes: int = 64 * 1024
+    headers: int = 128
+    target_bytes: int = 16 * 1024
+    body_bytes: int | None = None
+
+
+class TimeoutSettings(msgspec.Struct, frozen=True):
+    header: float = 10.0
+    body: float = 30.0
+    keepalive: float = 75.0
+
+
+class DrainSettings(msgspec.Struct, frozen=True):
+    grace: float = 12.0
+    limit: float = 25.0
+
+
+class ProbeSettings(msgspec.Struct, frozen=True):
+    live: str = "/healthz"
+    ready: str = "/readyz"
+
+
+class TenantMapSettings(msgspec.Struct, frozen=True):
+    """`file` is absolute: the loader joins it to the folder of the file that names it. `loss_guard` is a fraction."""
+
+    file: str
+    source: str = "yaml"
+    loss_guard: float = 0.05
+
+
+class AccessLogSettings(msgspec.Struct, frozen=True):
+    """`path` `-` is standard output, None is off (`path: none` in the file)."""
+
+    path: str | None = "-"
+    sample: float = 1.0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole configuration of one gateway. `workers` is resolved (`auto` is one per usable core)."""
+
+    region: str
+    listen: Listen
+    state_dir: str
+    fleet: str = "landbridge"
+    workers: int = 1
+    trusted_proxies: tuple[str, ...] = ()
+    regions: dict[str, RegionSettings] = {}
+    hop_keys: tuple[str, ...] = ()
+    clusters: dict[str, ClusterSettings] = {}
+    routes: tuple[RouteSettings, ...] = (RouteSettings("/", "app"),)
+    tenancy: TenancySettings = TenancySettings()
+    misroute: Misroute = Misroute.AUTO
+    limits: LimitSettings = LimitSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    drain: DrainSettings = DrainSettings()
+    probes: ProbeSettings = ProbeSettings()
+    tenant_map: TenantMapSettings
+    filter_options: dict[str, dict[str, object]] = {}
+    access_log: AccessLogSettings = AccessLogSettings()
+    tenant_series: int = 200
+    digest: str = ""
