@@ -1,0 +1,344 @@
+"""Request and response heads: start line and fields (RFC 9112, 2 to 6), parsed once, forwarded as bytes.
+
+A parsed head keeps the lines to forward as they came, in order; only lines that belong to one connection or to the
+gateway itself are left out. Whatever could be framed in two ways raises `GatewayError`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NoReturn
+
+from gateway.core.errors import GatewayError
+from gateway.core.http1.fields import DROPPED, TOKEN, Field, FieldTable, Seen, compared
+from gateway.core.view import Limits
+
+_REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])\Z")
+"""method SP request-target SP HTTP-version, RFC 9112, 3: single spaces, visible ASCII, no fragment."""
+_LOOSE_LINE: Final = re.compile(rb"(" + TOKEN + rb") ([^ ]*) (HTTP/[0-9]\.[0-9])\Z")
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?@]+)(/[^?]*)?(\?.*)?\Z", re.IGNORECASE)
+"""absolute-form, RFC 9112, 3.2.2, without userinfo (RFC 9110, 4.2.4)."""
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?\Z")
+"""HTTP-version SP status-code SP [ reason-phrase ], RFC 9112, 4. Three digits, no more, no fewer."""
+
+_FRAMING: Final = (
+    Seen.HOST | Seen.LENGTH | Seen.CODING | Seen.CONNECTION | Seen.EXPECT | Seen.UPGRADE | Seen.LOOKALIKE | Seen.BAD
+)
+_CONNECTION_SAFE: Final = frozenset((b"close", b"keep-alive"))
+_NEVER_NOMINATED: Final = frozenset((b"host", b"content-length", b"transfer-encoding"))
+STATUS_CACHE_MAX: Final = 256
+_status_lines: dict[bytes, tuple[int, int, bytes]] = {}
+
+
+class Request:
+    """A request's head. `kept` are the lines to forward; `fields` those that the gateway knows, in order.
+
+    `length` is the body's size in bytes, 0 for none, -1 for chunked. `keep_alive` is what the client's side allows
+    (RFC 9112, 9.3). `expect` asks for a 100 (RFC 9110, 10.1.1). `upgrade` is a well-formed WebSocket handshake.
+    """
+
+    __slots__ = (
+        "expect",
+        "fields",
+        "host",
+        "host_field",
+        "keep_alive",
+        "kept",
+        "length",
+        "method",
+        "seen",
+        "target",
+        "upgrade",
+        "version",
+    )
+
+    def __init__(self, method: bytes, target: bytes, version: int) -> None:
+        self.method = method
+        self.target = target
+        self.version = version
+        self.kept: list[bytes] = []
+        self.fields: list[Field] = []
+        self.seen = 0
+        self.host = ""
+        self.host_field = b""
+        self.length = 0
+        self.keep_alive = version == 11
+        self.expect = False
+        self.upgrade = False
+
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of a field that the gateway knows, in order; `name` lower case with `_` as `-`."""
+        return [field.value for field in self.fields if field.name == name]
+
+    def drop(self, name: bytes) -> None:
+        """Leave a field (compared name) out of what is forwarded."""
+        self.kept = [line for line in self.kept if compared(line.partition(b":")[0]) != name]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Everything that is forwarded, as a mapping, for a filter that asks: lower-case names, values joined."""
+        found: dict[str, str] = {}
+        for line in self.kept:
+            name, _, value = line.partition(b":")
+            key, text = name.decode("latin-1").lower(), value.strip(b" \t").decode("latin-1")
+            found[key] = f"{found[key]}, {text}" if key in found else text
+        return found
+
+
+class Response:
+    """A response's head. `length` is the body's size, -1 for chunked, -2 until the connection closes.
+
+    `added` are lines that outbound filters add. `own` are `Gateway-*` fields: a peer's, or an application's to strip.
+    """
+
+    __slots__ = ("added", "chunked", "keep_alive", "kept", "length", "own", "start", "status", "upgrade", "version")
+
+    def __init__(self, status: int, version: int, start: bytes) -> None:
+        self.status = status
+        self.version = version
+        self.start = start
+        self.kept: list[bytes] = []
+        self.added: list[bytes] = []
+        self.own: list[Field] = []
+        self.length = UNTIL_CLOSE
+        self.chunked = False
+        self.keep_alive = version == 11
+        self.upgrade: frozenset[bytes] = frozenset()
+
+
+CHUNKED: Final = -1
+UNTIL_CLOSE: Final = -2
+
+
+def parse_request(head: bytes, table: FieldTable, limits: Limits) -> Request:
+    """Read a head without its final CRLF CRLF. Raises GatewayError (400, 414, 431, 501, 505)."""
+    lines = head.split(b"\r\n")
+    start = lines[0]
+    match = _REQUEST_LINE.match(start)
+    if match is None:
+        refuse_start(start)
+    if len(lines) - 1 > limits.headers:
+        raise GatewayError("fields_too_large", f"more than {limits.headers} fields")
+    method, target, minor = match.groups()
+    if len(target) > limits.target_bytes:
+        raise GatewayError("target_too_long", f"longer than {limits.target_bytes} bytes")
+    request = Request(method, target, 11 if minor == b"1" else 10)
+    kept, fields, known, seen = request.kept, request.fields, table.cache.get, 0
+    del lines[0]
+    for line in lines:
+        field = known(line) or table.classify(line)
+        what = field.seen
+        if what:
+            if what & seen & 7:  # a second Host, Content-Length or Transfer-Encoding
+                raise GatewayError("framing_ambiguous", f"more than one {field.name.decode()} field")
+            seen |= what
+            fields.append(field)
+            if what & DROPPED:
+                continue
+        kept.append(line)
+    request.seen = seen
+    if seen & _FRAMING != Seen.HOST:
+        _frame_request(request)
+    for field in fields:
+        if field.seen & Seen.HOST:
+            request.host_field = field.value
+            request.host = field.parsed  # type: ignore[assignment]  # str for Host
+            break
+    if target[0] != 47 or method == b"CONNECT":  # 47 is "/": origin-form, RFC 9112, 3.2.1
+        _other_form(request)
+    return request
+
+
+def refuse_start(start: bytes) -> NoReturn:
+    """Say what is wrong with a request line that did not match."""
+    loose = _LOOSE_LINE.match(start)
+    if loose is None:
+        raise GatewayError("request_malformed", "the request line is not `method SP target SP version`")
+    if loose[3] not in (b"HTTP/1.0", b"HTTP/1.1"):
+        raise GatewayError("version_unsupported", "only HTTP/1.0 and HTTP/1.1 are spoken here")
+    raise GatewayError("target_malformed", "the request target holds a byte that no target may hold")
+
+
+def _frame_request(request: Request) -> None:
+    """Body length and connection options (RFC 9112, 6.3 and 9.3; RFC 9110, 7.6.1), the rarer cases."""
+    seen = request.seen
+    if seen & Seen.BAD:
+        bad = next(field for field in request.fields if field.seen & Seen.BAD)
+        framing = bad.seen & (Seen.LENGTH | Seen.CODING)
+        raise GatewayError("framing_ambiguous" if framing else "request_malformed", str(bad.parsed))
+    if seen & Seen.LOOKALIKE:
+        raise GatewayError("framing_ambiguous", "a field's name looks like a framing field's")
+    if not seen & Seen.HOST and request.version == 11:
+        raise GatewayError("request_malformed", "Host is missing")  # RFC 9112, 3.2
+    for field in request.fields:
+        what = field.seen
+        if what & Seen.CODING:
+            _request_coding(request, field)
+        elif what & Seen.LENGTH:
+            assert isinstance(field.parsed, int)
+            request.length = field.parsed
+        elif what & Seen.CONNECTION:
+            _connection(request, field)
+        elif what & Seen.EXPECT:
+            request.expect = field.value.lower() == b"100-continue" and request.version == 11
+    if request.expect and not request.length:
+        request.expect = False
+    if seen & Seen.UPGRADE:
+        _upgrade(request)
+
+
+def _request_coding(request: Request, field: Field) -> None:
+    """Transfer-Encoding, RFC 9112, 6.1: chunked alone is spoken; with Content-Length or in 1.0 it is refused."""
+    codings = field.parsed
+    assert isinstance(codings, tuple)
+    if request.version == 10:
+        raise GatewayError("framing_ambiguous", "Transfer-Encoding in HTTP/1.0")
+    if request.seen & Seen.LENGTH:
+        raise GatewayError("framing_ambiguous", "Content-Length beside Transfer-Encoding")
+    if codings != (b"chunked",):
+        if codings[-1] == b"chunked" and codings.count(b"chunked") == 1:
+            raise GatewayError("coding_unknown", "only chunked is implemented")
+        raise GatewayError("framing_ambiguous", "the last transfer coding is not chunked, once")
+    request.length = CHUNKED
+
+
+def _connection(request: Request, field: Field) -> None:
+    tokens = field.parsed
+    assert isinstance(tokens, frozenset)
+    if b"close" in tokens:
+        request.keep_alive = False
+    elif b"keep-alive" in tokens and request.version == 10:
+        request.keep_alive = True
+    nominated = tokens - _CONNECTION_SAFE
+    if nominated & _NEVER_NOMINATED:
+        raise GatewayError("framing_ambiguous", "Connection names a field that frames the message")
+    if nominated:  # RFC 9110, 7.6.1: what Connection names belongs to this connection
+        request.kept = [line for line in request.kept if line.partition(b":")[0].lower() not in nominated]
+
+
+def _upgrade(request: Request) -> None:
+    """Only a WebSocket handshake is carried on (RFC 6455, 4.1); any other Upgrade was dropped with Connection."""
+    offers = [field for field in request.fields if field.seen & Seen.UPGRADE]
+    asked = any(b"upgrade" in field.parsed for field in request.fields  # type: ignore[operator]
+                if field.seen & Seen.CONNECTION)  # fmt: skip
+    request.upgrade = (
+        asked
+        and len(offers) == 1
+        and offers[0].parsed == frozenset((b"websocket",))
+        and request.method == b"GET"
+        and request.length == 0
+        and not request.seen & (Seen.CODING | Seen.LENGTH)
+        and request.version == 11
+    )
+
+
+def _other_form(request: Request) -> None:
+    """absolute-form becomes origin-form (RFC 9112, 3.2.2); CONNECT, `*` and anything else is refused."""
+    if request.method == b"CONNECT":
+        raise GatewayError("connect_refused")
+    match = _ABSOLUTE.match(request.target)
+    if match is None:
+        raise GatewayError("target_malformed", "the target is neither a path nor an http(s) URL")
+    authority = match[1]
+    host = FieldTable().classify(b"Host: " + authority)
+    if host.seen & Seen.BAD or (request.seen & Seen.HOST and request.host_field.lower() != authority.lower()):
+        raise GatewayError("target_malformed", "the target's authority is not the one that Host names")
+    if not request.seen & Seen.HOST:
+        request.kept.insert(0, b"Host: " + authority)
+        request.seen |= Seen.HOST
+    request.host_field = host.value
+    request.host = str(host.parsed)
+    request.target = (match[2] or b"/") + (match[3] or b"")
+
+
+def parse_response(head: bytes, table: FieldTable, limits: Limits, method: bytes) -> Response:
+    """Read a response's head without its final CRLF CRLF. Raises GatewayError(upstream_malformed)."""
+    lines = head.split(b"\r\n")
+    start = lines[0]
+    status, version, out = _status_lines.get(start) or _status(start)
+    if len(lines) - 1 > limits.headers:
+        raise GatewayError("upstream_malformed", f"more than {limits.headers} fields")
+    response = Response(status, version, out)
+    kept, known, seen = response.kept, table.cache.get, 0
+    special: list[Field] = []
+    del lines[0]
+    for line in lines:
+        field = known(line) or table.classify(line)
+        what = field.seen
+        if what:
+            if what & seen & 6:
+                raise GatewayError("upstream_malformed", f"more than one {field.name.decode()} field")
+            seen |= what
+            special.append(field)
+            if what & DROPPED:
+                continue
+        kept.append(line)
+    if seen == Seen.LENGTH:
+        response.length = special[0].parsed  # type: ignore[assignment]  # int for Content-Length
+    elif seen:
+        _frame_response(response, special, seen)
+    if status < 200 or status == 204 or status == 304 or method == b"HEAD":
+        _no_body(response, status, seen)
+    elif response.length == UNTIL_CLOSE:
+        response.keep_alive = False
+    return response
+
+
+def _status(start: bytes) -> tuple[int, int, bytes]:
+    match = _STATUS_LINE.match(start)
+    if match is None:
+        raise GatewayError("upstream_malformed", "the status line is not `HTTP/1.x SP 3DIGIT SP reason`")
+    minor, code, reason = match.groups()
+    row = (int(code), 11 if minor == b"1" else 10, b"HTTP/1.1 " + code + b" " + (reason or b""))
+    if len(_status_lines) >= STATUS_CACHE_MAX:
+        _status_lines.clear()
+    _status_lines[start] = row
+    return row
+
+
+def _frame_response(response: Response, special: list[Field], seen: int) -> None:
+    """RFC 9112, 6.3 for responses. What smuggles a response is refused, as for requests."""
+    if seen & (Seen.BAD | Seen.LOOKALIKE):
+        raise GatewayError("upstream_malformed", "a field line is not valid")
+    if seen & Seen.CODING and (seen & Seen.LENGTH or response.version == 10):
+        raise GatewayError("upstream_malformed", "the framing is ambiguous")
+    for field in special:
+        what = field.seen
+        if what & Seen.LENGTH:
+            response.length = field.parsed  # type: ignore[assignment]
+        elif what & Seen.CODING:
+            if field.parsed != (b"chunked",):
+                raise GatewayError("upstream_malformed", "a transfer coding that was not asked for")
+            response.length = CHUNKED
+            response.chunked = True
+        elif what & Seen.CONNECTION:
+            _response_connection(response, field)
+        elif what & Seen.UPGRADE:
+            response.upgrade |= field.parsed  # type: ignore[operator]
+        elif what & Seen.OWN:
+            response.own.append(field)
+
+
+def _response_connection(response: Response, field: Field) -> None:
+    tokens = field.parsed
+    assert isinstance(tokens, frozenset)
+    if b"close" in tokens:
+        response.keep_alive = False
+    elif b"keep-alive" in tokens and response.version == 10:
+        response.keep_alive = True
+    nominated = tokens - _CONNECTION_SAFE
+    if nominated & _NEVER_NOMINATED:
+        raise GatewayError("upstream_malformed", "Connection names a field that frames the message")
+    if nominated:
+        response.kept = [line for line in response.kept if line.partition(b":")[0].lower() not in nominated]
+
+
+def _no_body(response: Response, status: int, seen: int) -> None:
+    """1xx, 204, 304 and answers to HEAD end with their head, whatever their fields say (RFC 9112, 6.3, rule 1)."""
+    if seen & Seen.LENGTH and status != 304 and status < 205:
+        response.kept = (
+            [line for line in response.kept if not line.lower().startswith(b"content-length")]
+            if status < 200 or status == 204  # RFC 9110, 8.6: no Content-Length there
+            else response.kept
+        )
+    response.length = 0
