@@ -1,0 +1,95 @@
+"""The judge: what workers reported, health checks saw and peers said, brought to one value for all workers.
+
+Pure; time is an argument. Whoever changes what is known calls `conclude` and sends the result if it differs from the
+last one: at once upon a report, and on a tick for what changes by time alone (a cluster's rest, a peer's silence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from gateway.control.health import Health
+from gateway.control.peers import Peers
+from gateway.core.conditions import Conditions
+from gateway.core.view import REGION_CLUSTER, View
+from gateway.settings.schema import Settings
+
+TICK_S: Final = 0.25
+"""How late a change by time alone may be noticed: small against the 2 s and 5 s it is about."""
+
+Addresses = Mapping[str, tuple[str, ...]]
+
+
+class Judge:
+    """Everything that control knows of endpoints, by cluster and endpoint key."""
+
+    def __init__(self) -> None:
+        self.health = Health()
+        self.peers = Peers()
+        self.addresses: dict[str, tuple[str, ...]] = {}
+
+    def cover(self, settings: Settings, view: View, addresses: Addresses) -> None:
+        """Judge the endpoints that `view` names: it was built from `settings` and `addresses`."""
+        self.addresses = dict(addresses)
+        here: dict[str, list[str]] = {}
+        elsewhere: dict[str, list[str]] = {}
+        for name, cluster in view.clusters.items():
+            keys = [endpoint.key for endpoint in cluster.endpoints]
+            if cluster.region is None:
+                here[name] = keys
+            elif cluster.region != view.region:
+                elsewhere[cluster.region] = keys
+        checks = {name: settings.clusters[name].health for name in here if name in settings.clusters}
+        self.health.cover(here, checks)
+        self.peers.cover(elsewhere)
+
+    def connects_failed(self, cluster: str, endpoint: str, count: int) -> bool:
+        """A worker's report; whether an endpoint turned."""
+        if not cluster.startswith(REGION_CLUSTER):
+            return self.health.connects_failed(cluster, endpoint, count)
+        gateway = self.peers.find(cluster.removeprefix(REGION_CLUSTER), endpoint)
+        return gateway is not None and gateway.failed(f"{count} connects in a row failed", count)
+
+    def conclude(self, now: float) -> Conditions:
+        """What is known at `now`, with generation 0: the sender numbers it."""
+        self.health.settle(now)
+        down = {name: keys for name, cluster in self.health.clusters.items() if (keys := cluster.down())}
+        draining: dict[str, tuple[str, ...]] = {}
+        unable = [name for name, cluster in self.health.clusters.items() if not cluster.can_serve]
+        for region, gateways in self.peers.regions.items():
+            name = REGION_CLUSTER + region
+            if keys := tuple(key for key, g in gateways.items() if not g.up):
+                down[name] = keys
+            if keys := tuple(key for key, g in gateways.items() if g.draining):
+                draining[name] = keys
+            if gateways and not any(g.up and not g.draining for g in gateways.values()):
+                unable.append(name)
+        return Conditions(
+            addresses=self.addresses,
+            down=down,
+            draining=draining,
+            unable=tuple(sorted(unable)),
+            peers=self.peers.judge(now),
+        )
+
+
+def describe(old: Conditions, new: Conditions) -> list[str]:
+    """What turned between two conclusions, for the log; nothing about addresses."""
+    lines = [f"cluster {name} cannot serve" for name in sorted(set(new.unable) - set(old.unable))]
+    lines += [f"cluster {name} can serve again" for name in sorted(set(old.unable) - set(new.unable))]
+    for word, before, after in (("down", old.down, new.down), ("draining", old.draining, new.draining)):
+        was = {(name, key) for name, keys in before.items() for key in keys}
+        now = {(name, key) for name, keys in after.items() for key in keys}
+        lines += [f"endpoint {key} of {name} is {word}" for name, key in sorted(now - was)]
+        lines += [f"endpoint {key} of {name} is no longer {word}" for name, key in sorted(was - now)]
+    for region, peer in sorted(new.peers.items()):
+        known = old.peers.get(region)
+        if known is not None and (known.reachable, known.clusters) == (peer.reachable, peer.clusters):
+            continue
+        if not peer.reachable:
+            lines.append(f"region {region} is unreachable")
+        elif peer.probed:
+            words = ", ".join(f"{name} {ability}" for name, ability in sorted(peer.clusters.items()))
+            lines.append(f"region {region} answers: {words}")
+    return lines
