@@ -1,0 +1,51 @@
+# Everything needs only make, git and a Python of 3.11 or newer with venv. Nothing here needs root.
+#   make demo     three regions on this machine          make check    ruff and mypy
+#   make test     the tests                              make faults   the tests that break things on purpose
+#   make bench    side-by-side measurements              make build    sdist and wheel in dist/
+#   make clean    remove what the targets above made
+# PYTHON=... chooses the interpreter, BASE_PORT=... moves the demo, ARGS=... goes to pytest.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RUNS = -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11; do $$p $(RUNS) && echo $$p; done))
+ARGS ?=
+
+.PHONY: demo test check faults bench build clean install
+.SILENT:
+
+demo: $(INSTALLED)
+	$(BIN)/landbridge demo $(if $(BASE_PORT),--base-port $(BASE_PORT))
+
+test: $(INSTALLED)
+	$(BIN)/pytest $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+faults: $(INSTALLED)
+	$(BIN)/pytest -m faults $(ARGS)
+
+bench: $(INSTALLED)
+	found=; for script in bench/*.py; do \
+	    [ -f "$$script" ] || continue; found=1; echo "$$script"; $(BIN)/python "$$script" $(ARGS); \
+	done; [ "$$found" ] || { echo "bench/ holds no measurement yet" >&2; exit 1; }
+
+build: $(INSTALLED)
+	$(BIN)/python -m build --outdir dist . >/dev/null && ls dist
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	[ -n "$(PYTHON)" ] || { echo "needs Python 3.11 or newer with venv (Debian: python3-venv), or PYTHON=..." >&2; exit 1; }
+	[ -x $(BIN)/python ] || { echo "creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	echo "installing landbridge and its tools into $(VENV)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

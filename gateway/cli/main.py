@@ -1,0 +1,182 @@
+"""The command line's front: names, options and help of every command; each is carried out in its own module.
+
+Modules are imported by the command that needs them, so that `--help` and `serve` load nothing of the others.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from gateway.cli.output import Exit
+
+app = typer.Typer(
+    name="landbridge",
+    help="A region-aware routing gateway: serves, carries or redirects every request by its tenant's home region.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+tenants_app = typer.Typer(help="The tenant map's records.", no_args_is_help=True)
+map_app = typer.Typer(help="The tenant map on this machine.", no_args_is_help=True)
+demo_app = typer.Typer(help="Three regions on this machine, to try everything with.", invoke_without_command=True)
+app.add_typer(tenants_app, name="tenants")
+app.add_typer(map_app, name="map")
+app.add_typer(demo_app, name="demo")
+
+Config = Annotated[
+    Path,
+    typer.Option("-c", "--config", envvar="LANDBRIDGE_CONFIG", metavar="FILE", help="The gateway's configuration."),
+]
+Region = Annotated[
+    str | None, typer.Option("--region", metavar="NAME", help="The region to be, instead of the configuration's.")
+]
+File = Annotated[
+    Path | None,
+    typer.Option("--file", "-f", metavar="FILE", help="Read this tenants file (by the rules of -c), not the store."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+BasePort = Annotated[int | None, typer.Option("--base-port", min=1024, max=65000, help="Moves all ports [8000].")]
+Directory = Annotated[
+    Path | None, typer.Option("--dir", metavar="DIR", help="Where the demo keeps its files [.demo/BASE-PORT].")
+]
+
+DEFAULT_CONFIG = Path("config/gateway.yaml")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(f"landbridge {version('landbridge')}")
+        except PackageNotFoundError:
+            print("landbridge (from a source tree that is not installed)")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(config: Config = DEFAULT_CONFIG, region: Region = None) -> None:
+    """Run the gateway: supervisor, control and workers. SIGHUP reloads, SIGTERM drains."""
+    from gateway.cli.serve import serve as command
+
+    raise typer.Exit(command(config, region))
+
+
+@app.command()
+def check(
+    config: Config = DEFAULT_CONFIG,
+    region: Region = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the configuration's JSON Schema instead.")] = False,
+) -> None:
+    """Validate configuration and tenants file: 0 valid, 2 not, one line for every problem."""
+    from gateway.cli import check as command
+
+    if schema:
+        raise typer.Exit(command.print_schema())
+    raise typer.Exit(command.check(config, os.environ, region))
+
+
+@tenants_app.command("list")
+def tenants_list(
+    config: Config = DEFAULT_CONFIG,
+    region: Region = None,
+    file: File = None,
+    home: Annotated[str | None, typer.Option("--home", metavar="REGION", help="Only those that live there.")] = None,
+    state: Annotated[str | None, typer.Option("--state", help="Only those in this state.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the tenants: where each lives, and who stands by."""
+    from gateway.cli import tenants as command
+
+    command.list_tenants(config, region, file, home, state, as_json)
+
+
+@tenants_app.command("get")
+def tenants_get(
+    tenant: Annotated[str, typer.Argument(help="The tenant's id.")],
+    config: Config = DEFAULT_CONFIG,
+    region: Region = None,
+    file: File = None,
+    as_json: Json = False,
+) -> None:
+    """Show one tenant's record, whole."""
+    from gateway.cli import tenants as command
+
+    command.get_tenant(tenant, config, region, file, as_json)
+
+
+@map_app.command("status")
+def map_status(
+    config: Config = DEFAULT_CONFIG, region: Region = None, file: File = None, as_json: Json = False
+) -> None:
+    """Say what the store holds: complete or not, how many records, their digest. 1 when it is not complete."""
+    from gateway.cli import map as command
+
+    command.status(config, region, file, as_json)
+
+
+@demo_app.callback()
+def demo(context: typer.Context, base_port: BasePort = None, directory: Directory = None) -> None:
+    """Run three regions on this machine; Ctrl-C stops them."""
+    context.obj = (base_port, directory)
+    if context.invoked_subcommand is None:
+        from gateway.cli import demo as command
+
+        raise typer.Exit(command.demo(command.layout(base_port, directory)))
+
+
+RegionArgument = Annotated[str, typer.Argument(metavar="REGION", help="us-east-1, eu-west-1 or ap-southeast-2.")]
+
+
+def _tell_demo(context: typer.Context, verb: str, region: str, base_port: int | None, directory: Path | None) -> None:
+    from gateway.cli import demo as command
+
+    outer_port, outer_directory = context.obj
+    place = command.layout(base_port or outer_port, directory or outer_directory)
+    raise typer.Exit(command.tell(place, verb, region))
+
+
+@demo_app.command("stop-app")
+def demo_stop_app(
+    context: typer.Context, region: RegionArgument, base_port: BasePort = None, directory: Directory = None
+) -> None:
+    """Stop one region's application in the running demo (kill -9), to see failover."""
+    _tell_demo(context, "stop-app", region, base_port, directory)
+
+
+@demo_app.command("start-app")
+def demo_start_app(
+    context: typer.Context, region: RegionArgument, base_port: BasePort = None, directory: Directory = None
+) -> None:
+    """Start it again."""
+    _tell_demo(context, "start-app", region, base_port, directory)
+
+
+def main() -> NoReturn:
+    """The console script. An error that no command foresaw is one line too, and says how to see more."""
+    try:
+        app()
+    except BrokenPipeError:  # `landbridge tenants list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(Exit.DONE)
+    except Exception as error:
+        if os.environ.get("LANDBRIDGE_TRACEBACK"):
+            raise
+        print(f"landbridge: internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("landbridge: LANDBRIDGE_TRACEBACK=1 shows where", file=sys.stderr)
+        sys.exit(Exit.FAILED)
+    sys.exit(Exit.DONE)
