@@ -196,10 +196,11 @@ def _add_file(path: Path, total: Series) -> None:
         is_live = _is_locked(fd)
         with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as mapped:
             layout = _layout(mapped)
+            entries = list(_entries(mapped, layout))  # all or nothing: half a damaged file would make sums jump
             with memoryview(mapped) as raw, raw[_CELLS_OFFSET : layout.directory_offset].cast("Q") as values:
                 _add(total, OVERFLOW, (), values[_OVERFLOW_CELL])
                 _add(total, SET_ASIDE, (), values[_SET_ASIDE_CELL])
-                for entry in _entries(mapped, layout):
+                for entry in entries:
                     if entry.cells == HISTOGRAM_CELLS:
                         _add_histogram(total, entry, values)
                     elif is_live or not entry.reset:
