@@ -50,6 +50,7 @@ _ROWS: Final = (
     Flag("misdirected", 421, "destination_not_found", Level.INFO, True, "The tenant lives in another region"),
     Flag("throttled", 429, "http_request_denied", Level.INFO, True, "Too many requests", 1),
     Flag("fields_too_large", 431, "http_request_error", Level.INFO, False, "The request's fields are too large"),
+    Flag("internal_error", 500, "proxy_internal_error", Level.ERROR, False, "The gateway failed on this request"),
     Flag("coding_unknown", 501, "http_request_error", Level.INFO, False, "The transfer coding is not implemented"),
     Flag("connect_refused", 501, "http_request_denied", Level.INFO, False, "CONNECT is not implemented"),
     Flag("upstream_connect", 502, "connection_refused", Level.ERROR, True, "The application refused the connection"),
@@ -63,7 +64,7 @@ _ROWS: Final = (
     Flag("held_too_long", 503, "destination_unavailable", Level.WARNING, True, "The tenant is moving", 1),
     Flag("shed", 503, "connection_limit_reached", Level.WARNING, True, "The gateway is at its limit", 1),
     Flag("breaker_open", 503, "destination_unavailable", Level.WARNING, True, "The application's breaker is open", 1),
-    Flag("upstream_timeout", 504, "http_response_timeout", Level.ERROR, False, "The application did not answer in time"),
+    Flag("upstream_timeout", 504, "http_response_timeout", Level.ERROR, False, "The application answered too late"),
     Flag("version_unsupported", 505, "http_request_error", Level.DEBUG, False, "The HTTP version is not supported"),
     Flag("loop", 508, "proxy_loop_detected", Level.ERROR, False, "The request came back to where it has been"),
 )
@@ -81,3 +82,34 @@ class GatewayError(Exception):
         super().__init__(flag, detail)
         self.flag = FLAGS[flag]
         self.detail = detail or self.flag.title
+
+
+_PAGE: Final = """\
+# Answers of the gateway itself
+
+Whenever a request ends without the application, the answer names one of these flags: in its problem document
+(RFC 9457, member `flag`), in the access log (`flag`), and by its error type in `Proxy-Status` (RFC 9209). A response
+without them is the application's own.
+
+*Again* says whether a client may send the same request again; where there is a time, it is sent as `Retry-After`.
+*Log* is how loudly the gateway speaks of it: `debug` and `info` are the client's doing, `warning` and `error` are not.
+
+This page is made from the table in `gateway/core/errors.py`; a test holds them together. To write it anew:
+`python -m gateway.core.errors > docs/errors.md`.
+
+| flag | status | title | `Proxy-Status` error | again | log |
+|---|---|---|---|---|---|
+"""
+
+
+def render_markdown() -> str:
+    """The text of `docs/errors.md`."""
+    lines = []
+    for row in _ROWS:
+        again = "no" if not row.retryable else "yes" if row.retry_after_s is None else f"after {row.retry_after_s} s"
+        lines.append(f"| `{row.name}` | {row.status} | {row.title} | `{row.proxy_error}` | {again} | {row.level} |\n")
+    return _PAGE + "".join(lines)
+
+
+if __name__ == "__main__":
+    print(render_markdown(), end="")

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 from gateway.core.placement import Failover, Misroute, Placement, State
-from gateway.core.tenancy import RequestFacts, Resolved, Source, Trace
+from gateway.core.tenancy import UNTRACED, RequestFacts, Resolved, Source, Trace
 from gateway.core.view import Ability, View, region_cluster
 
 _DNS_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
@@ -79,7 +79,7 @@ def decide(
         cluster = view.clusters.get(name)
         if cluster is not None and cluster.can_serve:
             return _local(view.region, name, "home")
-    steps = trace or Trace()
+    steps = UNTRACED if trace is None else trace
     if placement is None:
         if not complete:
             steps.add("rule 1: known", "the map is not complete")
@@ -87,10 +87,10 @@ def decide(
         if view.unknown is None:
             steps.add("rule 1: known", "not in the map")
             return _reject("tenant_unknown", "unknown")
-        steps.add("rule 1: known", f"not in the map; tenancy.unknown says {view.unknown}")
+        steps.add("rule 1: known", f"not in the map; tenancy.unknown is {view.unknown}")
         placement = unknown_placement(resolved.tenant, view.unknown)
     else:
-        steps.add("rule 1: known", f"version {placement.version}")
+        steps.add("rule 1: known, version", placement.version)
     refused = refuse_state(placement)
     steps.add("rule 2: state", placement.state)
     if refused is not None:
@@ -146,9 +146,9 @@ def _home_here(request: RequestFacts, placement: Placement, view: View, steps: T
     """Rule 3."""
     cluster = cluster_of(placement, request, view)
     if can_serve(view, cluster):
-        steps.add("rule 3: home is here", f"{cluster} serves")
+        steps.add("rule 3: home is here, cluster {}", "serves", cluster)
         return _local(view.region, cluster, "home")
-    steps.add("rule 3: home is here", f"{cluster} cannot serve")
+    steps.add("rule 3: home is here, cluster {}", "cannot serve", cluster)
     return _failover(request, placement, view, cluster, steps) or _reject("cluster_unavailable", "home", view.region)
 
 
@@ -159,7 +159,7 @@ def _home_elsewhere(
     home = placement.home
     cluster = cluster_of(placement, request, view)
     ability = view.ability(home, cluster) if home in view.regions else Ability.UNREACHABLE
-    steps.add(f"rule 4: {cluster} in {home}", ability)
+    steps.add("rule 4: home is {}, its cluster {}", ability, home, cluster)
     if ability is not Ability.ABLE:
         flag = "cluster_unavailable" if ability is Ability.UNABLE else "region_unreachable"
         return _failover(request, placement, view, cluster, steps) or _reject(flag, "home", home)
@@ -171,7 +171,7 @@ def _home_elsewhere(
         steps.add("rule 5: misroute auto", "not a browser's page load: carried there")
         return _carry(view, home)
     banned, location = external_location(request, resolved, placement, view, scheme)
-    steps.add(f"rule 5: misroute {misroute}", f"carried there: {banned}" if banned else "sent there by a 307")
+    steps.add("rule 5: misroute {}", f"carried there: {banned}" if banned else "sent there by a 307", misroute)
     if banned:
         return _carry(view, home)
     return Decision(Kind.EXTERNAL_REDIRECT, "misroute", home, location=location)
@@ -180,17 +180,17 @@ def _home_elsewhere(
 def _failover(request: RequestFacts, placement: Placement, view: View, cluster: str, steps: Trace) -> Decision | None:
     """The first candidate, if the request is covered: us where we can serve, else a region known to be able."""
     if not covers(placement.failover, request):
-        steps.add(f"failover {placement.failover}", "does not cover this request")
+        steps.add("failover {}", "does not cover this request", placement.failover)
         return None
     for region in placement.standby:
         if region == view.region:
             if region != placement.home and can_serve(view, cluster):
-                steps.add(f"standby {region}", "serves, here")
+                steps.add("standby {}", "serves, here", region)
                 return _local(region, cluster, "failover")
         elif region != placement.home and can_carry(view, region) and view.ability(region, cluster) is Ability.ABLE:
-            steps.add(f"standby {region}", "able")
+            steps.add("standby {}", "able", region)
             return _internal(region, "failover")
-        steps.add(f"standby {region}", "cannot serve")
+        steps.add("standby {}", "cannot serve", region)
     return None
 
 
@@ -266,18 +266,16 @@ def _upgrades(request: RequestFacts) -> bool:
 
 def _is_browser(request: RequestFacts) -> bool:
     """A browser's page load, which follows a redirect and shows the new address."""
-    modes = request.values(b"sec-fetch-mode")
-    return (
-        request.method in _REDIRECTED and (not modes or all(mode == b"navigate" for mode in modes))
-    ) and accepts_html(request)
+    navigates = all(mode == b"navigate" for mode in request.values(b"sec-fetch-mode"))
+    return request.method in _REDIRECTED and navigates and accepts_html(request)
 
 
 def accepts_html(request: RequestFacts) -> bool:
     """Whether `Accept` names the media type text/html itself (no wildcard), with q > 0 (RFC 9110, 12.5.1)."""
-    accept = request.values(b"accept")
-    if not accept:
+    accept = b",".join(request.values(b"accept")).lower()
+    if b"text/html" not in accept:
         return False
-    for item in b",".join(accept).decode("latin-1").lower().split(","):
+    for item in accept.decode("latin-1").split(","):
         media, *parameters = item.split(";")
         if media.strip(" \t") == "text/html":
             weight = next((p.strip(" \t")[2:] for p in parameters if p.strip(" \t").startswith("q=")), "1")

@@ -107,8 +107,21 @@ class Trace:
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
-    def add(self, rule: str, outcome: str) -> None:
-        self.steps.append(Step(rule, outcome))
+    def add(self, rule: str, outcome: object, *names: object) -> None:
+        """`names` fill the braces of `rule`: what is only explained is only put together here."""
+        self.steps.append(Step(rule.format(*names) if names else rule, str(outcome)))
+
+
+class Untraced(Trace):
+    """Takes every step and keeps none."""
+
+    __slots__ = ()
+
+    def add(self, rule: str, outcome: object, *names: object) -> None:
+        pass
+
+
+UNTRACED: Final = Untraced()
 
 
 HostOwner = Callable[[str], str | None]

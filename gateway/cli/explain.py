@@ -1,0 +1,58 @@
+"""`landbridge explain`, as text: which rules were tried for a request, and what they came to.
+
+What is printed comes from `core.explain`, which asks the functions that decide requests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.core.explain import Explanation, explain
+from gateway.core.routing import Kind
+
+__all__ = ["Explanation", "as_json", "explain", "outcome", "render", "summary"]
+
+
+def outcome(answer: Explanation) -> str:
+    """One sentence: what would happen."""
+    match answer.decision:
+        case Kind.LOCAL:
+            return f"served here ({answer.entry}) by cluster {answer.cluster}, reason {answer.reason}"
+        case Kind.INTERNAL_REDIRECT:
+            return f"carried to {answer.region} through {answer.cluster}, reason {answer.reason}"
+        case Kind.EXTERNAL_REDIRECT:
+            return f"sent to {answer.region} with {answer.status}, Location: {answer.location}"
+    return f"refused with {answer.status} {answer.flag}: {answer.detail}"
+
+
+def summary(answer: Explanation) -> list[tuple[str, object]]:
+    """The properties to print, in order; those that were not reached are left out."""
+    pairs: list[tuple[str, object]] = [
+        ("request", f"{answer.method} {answer.path}"),
+        ("host", answer.host),
+        ("enters", answer.entry),
+    ]
+    if answer.tenant is not None:
+        pairs.append(("tenant", f"{answer.tenant} (by {answer.named_by})"))
+    if answer.home:
+        standby = ", ".join(answer.standby) or "none"
+        pairs.append(("record", f"{answer.state}, home {answer.home}, standby {standby}, failover {answer.failover}"))
+        pairs.append(("version", answer.version))
+    pairs += [("decision", answer.decision), ("outcome", outcome(answer))]
+    return pairs
+
+
+def render(answer: Explanation) -> str:
+    """Plain text without a table: the rules that were tried, a line each, then the summary."""
+    width = max((len(step.rule) for step in answer.steps), default=0)
+    tried = [f"{step.rule:<{width}}  {step.outcome}" for step in answer.steps]
+    return "\n".join([*tried, "", *(f"{name:<8}  {value}" for name, value in summary(answer))])
+
+
+def as_json(answer: Explanation) -> dict[str, Any]:
+    """For `--json`: every property; each step as `{rule, outcome}`."""
+    made: dict[str, Any] = msgspec.to_builtins(answer)
+    made["steps"] = [{"rule": rule, "outcome": came} for rule, came in answer.steps]
+    return made
