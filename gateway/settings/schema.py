@@ -129,7 +129,12 @@ class AccessLogSettings(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole configuration of one gateway. `workers` is resolved (`auto` is one per usable core)."""
+    """The whole configuration of one gateway. `workers` is resolved (`auto` is one per usable core).
+
+    `clusters` holds a `region:NAME` for every other region, without endpoints: those are `regions.NAME.gateways`.
+    `origins` says where the templates stand (`regions.eu-west-1.public`: `config/gateway.yaml:14`), so that a problem
+    in a tenants file can name both lines; neither it nor `digest` is part of the configuration's meaning.
+    """
 
     region: str
     listen: Listen
@@ -152,3 +157,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     access_log: AccessLogSettings = AccessLogSettings()
     tenant_series: int = 200
     digest: str = ""
+    origins: dict[str, str] = {}

@@ -1,0 +1,207 @@
+"""What one key says of another: references, requirements and clashes, and what is valid but probably not meant.
+
+Runs also on a configuration with problems, on stand-ins for what could not be read, so that an operator sees a
+dangling reference next to a misspelt unit. A rule that would only repeat a problem already noted stays silent.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final
+
+from gateway.core.placement import Misroute
+from gateway.core.view import REGION_CLUSTER
+from gateway.settings import units
+from gateway.settings.document import Leaf, Listing, Node, Path, Table, described, dotted, find
+from gateway.settings.problems import nearest, shown
+from gateway.settings.schema import Address, RouteSettings, Settings
+from gateway.settings.shape import NOT_YET, Walk
+
+APP: Final = "app"
+KEEPALIVE_MIN_S: Final = 60.0
+"""AWS's load balancer reuses connections that were idle for so long; who closes earlier makes 502s."""
+IDLE_MAX_S: Final = 5.0
+"""Node and uvicorn close idle connections after it; a request sent at that moment is lost."""
+WIDE_V4: Final = 16
+WIDE_V6: Final = 48
+"""A larger network than a VPC's is rarely all load balancers, and each of its hosts may forge a client's address."""
+WILDCARDS: Final = ("0.0.0.0", "::")
+
+
+def judge(settings: Settings, root: Table, walk: Walk, chosen: str) -> None:
+    """Note every rule that `settings` breaks. `chosen` is the region whose overlay was taken; empty: none was."""
+    rules = _Rules(settings, root, walk, chosen)
+    rules.region()
+    rules.clusters()
+    rules.tenancy()
+    rules.between_regions()
+    rules.listeners()
+    rules.times()
+
+
+class _Rules:
+    def __init__(self, settings: Settings, root: Table, walk: Walk, chosen: str) -> None:
+        self.settings = settings
+        self.root = root
+        self.walk = walk
+        self.chosen = chosen
+        self.bad = {path[:depth] for path in walk.bad for depth in range(1, len(path) + 1)}
+
+    def note(self, path: Path, expected: str, found: str = "") -> None:
+        """A problem at the value of `path`, or at what stands nearest to where it is missing."""
+        node = find(self.root, path)
+        self.walk.note(node, path, expected, found or (described(node) if self.has(path) else "nothing"))
+
+    def has(self, path: Path) -> bool:
+        if not path:
+            return True
+        above = find(self.root, path[:-1])
+        last = path[-1]
+        if isinstance(above, Table):
+            return last in above.entries and self.has(path[:-1])
+        return isinstance(above, Listing) and isinstance(last, int) and last < len(above.items)
+
+    def is_bad(self, *path: str | int) -> bool:
+        """Whether something at or below `path` could not be read."""
+        return path in self.bad
+
+    def region(self) -> None:
+        settings = self.settings
+        if self.is_bad("region") or ("regions",) in self.walk.bad:
+            return
+        if self.chosen and settings.region != self.chosen:
+            self.note(("region",), f"{self.chosen}, the region whose overlay this is")
+        elif settings.region not in settings.regions:
+            self.note(("region",), f"one of regions{nearest(settings.region, settings.regions)}")
+
+    def clusters(self) -> None:
+        settings = self.settings
+        known = [name for name in settings.clusters if not name.startswith(REGION_CLUSTER)]
+        for name in getattr(find(self.root, ("clusters",)), "entries", {}):
+            region = name.removeprefix(REGION_CLUSTER)
+            if region in (name, "*") or ("regions",) in self.walk.bad or self.is_bad("clusters", name):
+                continue
+            if region not in settings.regions:
+                expected = f"region:* or the name of one of regions{nearest(region, settings.regions)}"
+                self.note(("clusters", name), expected, f"the key {shown(name)}")
+        if ("clusters",) in self.walk.bad or ("routes",) in self.walk.bad:
+            return
+        self.routes(known)
+
+    def routes(self, known: list[str]) -> None:
+        seen: dict[str, int] = {}
+        for index, route in self.written_routes():
+            if route.cluster not in known and not self.is_bad("routes", index, "cluster"):
+                self.note(("routes", index, "cluster"), f"one of clusters{nearest(route.cluster, known)}")
+            if route.prefix in seen and not self.is_bad("routes", index, "prefix"):
+                self.note(
+                    ("routes", index, "prefix"), "each prefix once", f"that of routes[{seen[route.prefix]}] again"
+                )
+            seen.setdefault(route.prefix, index)
+        if APP not in known and "/" not in seen and not self.is_bad("routes"):
+            self.note(("clusters", APP), "the cluster app, to which everything goes that no route matches")
+
+    def written_routes(self) -> list[tuple[int, RouteSettings]]:
+        """The file's routes with their places in it: one that could not be read at all is not among the settings."""
+        places = [index for index in range(len(_listed(self.root, "routes"))) if ("routes", index) not in self.walk.bad]
+        return list(zip(places, self.settings.routes, strict=False))
+
+    def tenancy(self) -> None:
+        unknown = self.settings.tenancy.unknown
+        if unknown is not None and unknown not in self.settings.regions and not self.is_bad("regions"):
+            self.note(("tenancy", "unknown"), f"reject or one of regions{nearest(unknown, self.settings.regions)}")
+
+    def between_regions(self) -> None:
+        """What gateways need to carry requests to each other, or to send clients there instead."""
+        settings = self.settings
+        others = [name for name in settings.regions if name != settings.region]
+        if not others or self.is_bad("region") or ("regions",) in self.walk.bad or self.is_bad("misroute"):
+            return
+        if settings.misroute is Misroute.EXTERNAL:
+            if not settings.hop_keys and not self.is_bad("hop_keys"):
+                for name in others:
+                    if settings.regions[name].public is None and not self.is_bad("regions", name):
+                        self.note(("regions", name, "public"), "a URL, since misroute is external")
+            return
+        why = f"since misroute is {settings.misroute.value} and there is more than one region"
+        if not settings.hop_keys and not self.is_bad("hop_keys"):
+            self.note(("hop_keys",), f"a key, {why}", "an empty list" if self.has(("hop_keys",)) else "")
+        if settings.listen.hop is None and not self.is_bad("listen"):
+            self.note(("listen", "hop"), f"an address, {why}")
+        for name in others:
+            if not settings.regions[name].gateways and not self.is_bad("regions", name):
+                path = ("regions", name, "gateways")
+                expected = f"at least one gateway, since misroute is {settings.misroute.value}"
+                self.note(path, expected, "an empty list" if self.has(path) else "")
+
+    def listeners(self) -> None:
+        listen = self.settings.listen
+        placed = [(name, address) for name, address in
+                  (("http", listen.http), ("hop", listen.hop), ("admin", listen.admin))
+                  if address is not None and not self.is_bad("listen", name)]  # fmt: skip
+        for index, (name, address) in enumerate(placed):
+            for earlier, other in placed[:index]:
+                if _clash(address, other):
+                    # a default that clashes has no place of its own: the other one has
+                    here, there = (name, earlier) if self.has(("listen", name)) else (earlier, name)
+                    taken = other if here == name else address
+                    self.note(("listen", here), f"an address that listen.{there} ({taken}) leaves free")
+        if not units.is_loopback(listen.admin.host) and not self.is_bad("listen", "admin"):
+            self.note(("listen", "admin"), f"a loopback address (admin.tokens are {NOT_YET})")
+
+    def times(self) -> None:
+        drain, probes = self.settings.drain, self.settings.probes
+        if drain.grace >= drain.limit and not self.is_bad("drain"):
+            key = "grace" if self.has(("drain", "grace")) else "limit"
+            expected = f"less than drain.limit ({drain.limit:g}s)"
+            if key == "limit":
+                expected = f"more than drain.grace ({drain.grace:g}s)"
+            self.note(("drain", key), expected)
+        if probes.live == probes.ready and not self.is_bad("probes"):
+            key = "ready" if self.has(("probes", "ready")) else "live"
+            self.note(("probes", key), f"a path other than that of probes.{'live' if key == 'ready' else 'ready'}")
+
+
+def _clash(a: Address, b: Address) -> bool:
+    """Whether binding one address takes the other's port."""
+    if a.port != b.port or a.port == 0:
+        return False
+    hosts = {"127.0.0.1" if address.host == "localhost" else address.host for address in (a, b)}
+    return len(hosts) == 1 or bool(hosts & set(WILDCARDS))
+
+
+def warnings(settings: Settings, root: Table) -> list[str]:
+    """One line each: `file:line: path: what, and why`."""
+    lines: list[str] = []
+
+    def warn(path: Path, text: str) -> None:
+        node = find(root, path)
+        where = f"{node.source.name}:{node.line}" if node.line else node.source.name
+        lines.append(f"{where}: {dotted(path)}: {text}")
+
+    for index, network in enumerate(settings.trusted_proxies):
+        parsed = ipaddress.ip_network(network)
+        if parsed.prefixlen < (WIDE_V4 if parsed.version == 4 else WIDE_V6):
+            warn(("trusted_proxies", index), f"{network} is wide: each of its hosts can forge a client's address")
+    if settings.timeouts.keepalive < KEEPALIVE_MIN_S:
+        warn(("timeouts", "keepalive"), f"{settings.timeouts.keepalive:g}s is below the 60s of AWS's load balancer, "
+             "which may send a request into the close")  # fmt: skip
+    for name, cluster in settings.clusters.items():
+        if name.startswith(REGION_CLUSTER):
+            continue
+        if cluster.timeouts.idle >= IDLE_MAX_S:
+            warn(("clusters", name, "timeouts", "idle"), f"{cluster.timeouts.idle:g}s is not below the 5s after which "
+                 "Node and uvicorn close a connection")  # fmt: skip
+        if not cluster.endpoints:
+            warn(("clusters", name, "endpoints"), "no endpoint: this region cannot serve this cluster")
+    if len(settings.regions) > 1 and not settings.hop_keys:
+        warn(("hop_keys",), "no key: what no redirect can answer (API calls, uploads, failover) cannot be carried")
+    for index, node in enumerate(_listed(root, "hop_keys")):
+        if isinstance(node, Leaf) and node.line and "${" not in node.text:
+            warn(("hop_keys", index), "the key stands in the file: ${NAME} or ${file:path} keeps it out")
+    return lines
+
+
+def _listed(root: Table, key: str) -> list[Node]:
+    node = root.entries.get(key)
+    return node.items if isinstance(node, Listing) else []

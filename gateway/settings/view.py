@@ -1,0 +1,138 @@
+"""From settings and conditions to the View that decides requests. Pure; control and every worker build the same one.
+
+The settings say what is wanted for the whole gateway; a worker's View holds its share of the limits, the addresses
+that names resolved to, and what is known to be down. Nothing that is not in the conditions is assumed to be down.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from gateway.core.conditions import Conditions
+from gateway.core.view import (
+    REGION_CLUSTER,
+    Ability,
+    Cluster,
+    ClusterTimeouts,
+    Drain,
+    Endpoint,
+    Limits,
+    Probes,
+    Region,
+    Route,
+    Timeouts,
+    View,
+    region_cluster,
+)
+from gateway.settings import templates, units
+from gateway.settings.schema import REGION_TIMEOUTS, Address, ClusterSettings, Settings
+
+
+def build_view(settings: Settings, conditions: Conditions, generation: int) -> View:
+    """One frozen snapshot. `settings` come from the loader: what they hold is valid."""
+    limits, timeouts, peers = settings.limits, settings.timeouts, conditions.peers
+    return View(
+        region=settings.region,
+        fleet=settings.fleet,
+        generation=generation,
+        config_digest=settings.digest,
+        regions={
+            name: Region(name, None if region.public is None else templates.public_url(region.public))
+            for name, region in settings.regions.items()
+        },
+        clusters=_clusters(settings, conditions),
+        routes=_routes(settings),
+        resolvers=tuple(templates.resolver(r.kind, r.value) for r in settings.tenancy.resolvers),
+        unknown=settings.tenancy.unknown,
+        misroute=settings.misroute,
+        limits=Limits(
+            connections=_share(limits.connections, settings.workers),
+            header_bytes=limits.header_bytes,
+            headers=limits.headers,
+            target_bytes=limits.target_bytes,
+            body_bytes=limits.body_bytes,
+        ),
+        timeouts=Timeouts(timeouts.header, timeouts.body, timeouts.keepalive),
+        drain=Drain(settings.drain.grace, settings.drain.limit),
+        probes=Probes(settings.probes.live.encode("ascii"), settings.probes.ready.encode("ascii")),
+        trusted_proxies=tuple(ipaddress.ip_network(network) for network in settings.trusted_proxies),
+        hop_keys=tuple(key.encode() for key in settings.hop_keys),
+        abilities={
+            (region, cluster): Ability(ability)
+            for region, peer in peers.items()
+            for cluster, ability in peer.clusters.items()
+        },
+        probed=frozenset(region for region, peer in peers.items() if peer.probed),
+        unreachable=frozenset(region for region, peer in peers.items() if peer.probed and not peer.reachable),
+        filter_options=settings.filter_options,
+        access_log_path=settings.access_log.path,
+        access_log_sample=settings.access_log.sample,
+        tenant_series=settings.tenant_series,
+    )
+
+
+def _share(limit: int, workers: int) -> int:
+    """One worker's part of a limit of the whole gateway, rounded up: the sum is never less than was asked for."""
+    return -(-limit // workers)
+
+
+def _routes(settings: Settings) -> tuple[Route, ...]:
+    routes = (Route(route.prefix.encode("ascii"), route.cluster) for route in settings.routes)
+    return tuple(sorted(routes, key=lambda route: (-len(route.prefix), route.prefix)))
+
+
+def _clusters(settings: Settings, conditions: Conditions) -> dict[str, Cluster]:
+    clusters = {
+        name: _cluster(name, written, written.endpoints, settings, conditions)
+        for name, written in settings.clusters.items()
+        if not name.startswith(REGION_CLUSTER)
+    }
+    default = ClusterSettings(timeouts=REGION_TIMEOUTS)
+    for region, there in settings.regions.items():
+        if region == settings.region:
+            continue
+        name = region_cluster(region)
+        written = settings.clusters.get(name, default)
+        clusters[name] = _cluster(name, written, there.gateways, settings, conditions, region)
+    return clusters
+
+
+def _cluster(
+    name: str,
+    written: ClusterSettings,
+    addresses: Iterable[Address],
+    settings: Settings,
+    conditions: Conditions,
+    region: str | None = None,
+) -> Cluster:
+    endpoints = _endpoints(name, addresses, conditions)
+    usable = any(endpoint.up and not endpoint.draining for endpoint in endpoints)
+    timeouts = written.timeouts
+    return Cluster(
+        name=name,
+        endpoints=endpoints,
+        timeouts=ClusterTimeouts(timeouts.connect, timeouts.response, timeouts.body, timeouts.idle),
+        retries=written.retries.attempts,
+        connections_max=_share(written.limits.connections, settings.workers),
+        pending_max=_share(written.limits.pending, settings.workers),
+        # what another region can serve is said by its own gateways, through the abilities
+        can_serve=name not in conditions.unable and (usable or region is not None),
+        region=region,
+    )
+
+
+def _endpoints(cluster: str, addresses: Iterable[Address], conditions: Conditions) -> tuple[Endpoint, ...]:
+    """One endpoint per address. A name that is not resolved yet stands for itself."""
+    down = frozenset(conditions.down.get(cluster, ()))
+    draining = frozenset(conditions.draining.get(cluster, ()))
+    endpoints: dict[str, Endpoint] = {}
+    for written in addresses:
+        known = () if units.is_ip(written.host) else conditions.addresses.get(written.host, ())
+        for host in known or (written.host,):
+            key = str(Address(host, written.port))
+            # two names of one host are one endpoint: it would get twice its share
+            endpoints.setdefault(
+                key, Endpoint(str(written), host, written.port, up=key not in down, draining=key in draining)
+            )
+    return tuple(endpoints.values())
