@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.control.health import Health
+from gateway.control.resolve import is_address
 from gateway.control.tasks import TaskSet
 from gateway.core.view import Endpoint
 from gateway.settings.schema import HealthSettings
@@ -32,9 +33,13 @@ STATUS_LINE_BYTES: Final = 4096
 REST_MAX_S: Final = 0.25
 """How long the rest of an answer may take before it is cut: it decides nothing."""
 
+NOT_RESOLVED: Final = "its name has no address yet"
+
 
 async def check(endpoint: Endpoint, path: str, timeout_s: float) -> tuple[bool, str]:
     """One GET on a fresh connection: (whether the answer is 2xx, what went wrong)."""
+    if not is_address(endpoint.address):
+        return False, NOT_RESOLVED
     request = (
         f"GET {path} HTTP/1.1\r\nHost: {endpoint.name}\r\nUser-Agent: landbridge-health\r\n"
         "Accept: */*\r\nConnection: close\r\n\r\n"
@@ -55,6 +60,8 @@ async def check(endpoint: Endpoint, path: str, timeout_s: float) -> tuple[bool, 
 
 async def connect(endpoint: Endpoint, timeout_s: float) -> tuple[bool, str]:
     """One TCP connect, closed at once."""
+    if not is_address(endpoint.address):
+        return False, NOT_RESOLVED
     try:
         async with asyncio.timeout(timeout_s):
             _, writer = await asyncio.open_connection(endpoint.address, endpoint.port)

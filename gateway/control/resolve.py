@@ -34,7 +34,7 @@ def bare_names(settings: Settings) -> set[str]:
     """The host names among the endpoints of clusters and the gateways of other regions."""
     hosts = {address.host for cluster in settings.clusters.values() for address in cluster.endpoints}
     hosts |= {a.host for name, region in settings.regions.items() if name != settings.region for a in region.gateways}
-    return {host for host in hosts if not _is_address(host)}
+    return {host for host in hosts if not is_address(host)}
 
 
 def look_up(name: str) -> tuple[str, ...]:
@@ -110,7 +110,8 @@ class Resolver:
             done.set_result(None)
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether `host` needs no resolving. What does is not dialled: a connect would look it up in a shared thread."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

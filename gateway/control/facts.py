@@ -1,0 +1,67 @@
+"""Everything that control knows of the whole gateway, in one place: what admin shows and metrics say.
+
+Made and changed by the composition root only; admin and metrics read. Times without a unit in their name are
+monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from gateway.control.conditions import Judge
+from gateway.control.reload import Configuration
+from gateway.control.resolve import Resolver
+from gateway.control.sources.yaml_file import YamlFile
+from gateway.core.conditions import Conditions
+from gateway.core.view import View
+from gateway.settings.schema import Settings
+from gateway.store.writer import Writer
+
+
+class WorkerProcess(msgspec.Struct, frozen=True):
+    """`state` is starting, serving or draining."""
+
+    slot: int
+    pid: int
+    state: str
+
+
+class Restarts(msgspec.Struct, frozen=True):
+    worker: int = 0
+    control: int = 0
+
+
+class Processes(msgspec.Struct, frozen=True):
+    """What the supervisor last said of its children."""
+
+    supervisor: int
+    control: int
+    workers: tuple[WorkerProcess, ...] = ()
+    restarts: Restarts = Restarts()
+
+
+@dataclass(slots=True)
+class Facts:
+    """`generation` numbers the last Configured or Conditions sent; `applied` is what each worker slot said it runs."""
+
+    program: str
+    state_dir: Path
+    started: float
+    processes: Processes
+    view: View
+    conditions: Conditions
+    configuration: Configuration
+    tenants: YamlFile
+    writer: Writer
+    judge: Judge
+    resolver: Resolver
+    generation: int = 0
+    draining: bool = False
+    applied: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        return self.configuration.current.settings

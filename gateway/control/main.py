@@ -1,0 +1,355 @@
+"""Control's process: the composition root of the control plane.
+
+`python -m gateway.control.main --state-dir D --config PATH --channel FD --admin FD`
+
+It wires what finds out (configuration files, tenants file, name resolution, health checks, peers, workers' reports)
+to what is told (workers over the bus, operators over admin). It may be killed at any moment: workers go on with what
+they have, and the next control finds everything it needs in `state_dir`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from gateway import __version__
+from gateway.bus.channel import Channel
+from gateway.bus.messages import Applied, Configured, ConnectFailures, FromWorker, Hello, MapChanged
+from gateway.bus.server import BusPeer, BusServer
+from gateway.bus.stats import StatsFile
+from gateway.control.admin import make_app
+from gateway.control.conditions import TICK_S, Judge, describe
+from gateway.control.facts import Facts, Processes
+from gateway.control.health_checks import HealthChecks
+from gateway.control.peer_probes import PeerProbes
+from gateway.control.reload import Configuration, Loaded, NoConfiguration, Outcome, starting_point
+from gateway.control.resolve import Resolver, bare_names
+from gateway.control.sources.yaml_file import YamlFile
+from gateway.control.tasks import TaskSet
+from gateway.control.watch import Watch
+from gateway.core.conditions import Conditions
+from gateway.settings.schema import Settings
+from gateway.settings.view import build_view
+from gateway.store.record import StoreError
+from gateway.store.writer import Writer
+
+LOG = logging.getLogger("landbridge.control")
+
+STOP_MARGIN_S: Final = 2.0
+"""What control stays beyond `drain.limit`, so that it is there for the last worker and never for ever."""
+
+READERS_EVERY_S: Final = 60.0
+"""How often slots of dead readers are freed, besides at each worker's exit."""
+
+SHUTDOWN_S: Final = 1.0
+"""What admin requests under way get when control ends."""
+
+
+class Control:
+    """One control process, from what it starts on to its end."""
+
+    def __init__(self, options: argparse.Namespace, environ: Mapping[str, str], start: Loaded, writer: Writer) -> None:
+        state_dir = Path(options.state_dir)
+        self.options = options
+        self.tasks = TaskSet()
+        self.stopped = asyncio.Event()
+        self.stats = StatsFile(state_dir / "stats" / "control.stats")
+        self.judge = Judge()
+        self.resolver = Resolver(self.addresses_changed)
+        rng = random.Random()
+        self.checks = HealthChecks(self.judge.health, self.tasks, self.rejudge, rng)
+        self.probes = PeerProbes(self.judge.peers, self.tasks, self.rejudge, rng, wall_ms)
+        configuration = Configuration(
+            Path(options.config), state_dir, environ, start, self.apply, self.count_reload, wall_ms
+        )
+        tenants = YamlFile(writer, lambda: configuration.current.settings, self.map_changed, self.count_reload, wall_ms)
+        self.facts = Facts(
+            program=__version__,
+            state_dir=state_dir,
+            started=asyncio.get_running_loop().time(),
+            processes=Processes(os.getppid(), os.getpid()),
+            view=build_view(start.settings, Conditions(), 0),
+            conditions=Conditions(),
+            configuration=configuration,
+            tenants=tenants,
+            writer=writer,
+            judge=self.judge,
+            resolver=self.resolver,
+        )
+        self.config_watch = Watch(configuration.files, lambda: configuration.reload("file changed"))
+        self.tenants_watch = Watch(lambda: [tenants.path], lambda: tenants.reload("file changed"))
+        self.bus = BusServer(state_dir / "bus.sock", self.heard, self.connected)
+        self.channel: Channel | None = None
+        for source in ("config", "tenants"):
+            for result in ("applied", "refused"):
+                self.reload_series(source, result)
+
+    # --- life
+
+    async def run(self) -> int:
+        """Serve until told to stop; the exit code."""
+        facts = self.facts
+        await self.resolver.use(bare_names(facts.settings))
+        self.cover()
+        self.rejudge()
+        await self.bus.start()
+        runner = await self.open_admin()
+        self.listen_to_supervisor()
+        for work, name in (
+            (self.config_watch.run(), "watch configuration"),
+            (self.tenants_watch.run(), "watch tenants"),
+            (self.resolver.run(), "resolve names"),
+            (self.tick(), "judge by time"),
+            (self.free_readers(), "free readers"),
+            (self.begin(), "read files"),
+        ):
+            self.tasks.spawn(work, name)
+        if self.channel is not None:
+            await self.channel.start()
+            self.channel.send({"state": "draining" if facts.draining else "serving"})
+        await self.stopped.wait()
+        await runner.cleanup()
+        await self.tasks.close()
+        await self.probes.close()
+        await self.bus.close()
+        return 0
+
+    async def begin(self) -> None:
+        """Take in what is on disk: the watchers only tell what changes from now on."""
+        await self.facts.tenants.reload("start")
+        await self.facts.configuration.catch_up()
+
+    async def open_admin(self) -> web.AppRunner:
+        sock = socket.socket(fileno=self.options.admin)
+        address = sock.getsockname()[0]
+        app = make_app(self.facts, address == "::1" or address.startswith("127."))
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        await runner.setup()
+        await web.SockSite(runner, sock).start()
+        return runner
+
+    def listen_to_supervisor(self) -> None:
+        loop = asyncio.get_running_loop()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's to forward
+        loop.add_signal_handler(signal.SIGTERM, self.drain)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        self.channel = Channel(self.options.channel, self.command, self.supervisor_lost)
+
+    def command(self, message: dict[str, Any]) -> None:
+        """One command of the supervisor; what is not known comes from a newer one and is ignored."""
+        match message.get("cmd"):
+            case "reload":
+                self.reload()
+            case "drain":
+                self.drain()
+            case "stop":
+                self.stopped.set()
+            case "processes":
+                self.processes_changed(message)
+
+    def processes_changed(self, message: dict[str, Any]) -> None:
+        try:
+            now = msgspec.convert(message, Processes)
+        except msgspec.ValidationError as error:
+            LOG.error("the supervisor's processes cannot be read: %s", error)
+            return
+        before, self.facts.processes = self.facts.processes, now
+        slots = {worker.slot for worker in now.workers}
+        self.facts.applied = {slot: done for slot, done in self.facts.applied.items() if slot in slots}
+        if {w.pid for w in before.workers} - {w.pid for w in now.workers}:
+            self.tasks.spawn(asyncio.to_thread(self.facts.writer.check_readers), "free readers")
+
+    def reload(self) -> None:
+        """SIGHUP: everything is read again at once, `${file:…}` included."""
+        self.config_watch.settle()
+        self.tenants_watch.settle()
+        self.tasks.spawn(self.reload_all(), "reload")
+
+    async def reload_all(self) -> None:
+        await self.facts.configuration.reload("SIGHUP")
+        await self.facts.tenants.reload("SIGHUP")
+
+    def drain(self) -> None:
+        """Go on for the workers that still serve, and say not ready; the end comes by `stop` or by time."""
+        if self.facts.draining:
+            return
+        LOG.info("draining")
+        self.facts.draining = True
+        if self.channel is not None:
+            self.channel.send({"state": "draining"})
+        limit = self.facts.settings.drain.limit + STOP_MARGIN_S
+        asyncio.get_running_loop().call_later(limit, self.stopped.set)
+
+    def supervisor_lost(self) -> None:
+        LOG.error("the supervisor is gone: draining for %g s", self.facts.settings.drain.limit)
+        self.drain()
+        asyncio.get_running_loop().call_later(self.facts.settings.drain.limit, self.stopped.set)
+
+    # --- what changes
+
+    async def apply(self, settings: Settings) -> None:
+        """Make new settings the gateway's: names first, so that workers never see a cluster without addresses."""
+        old = self.facts.view
+        await self.resolver.use(bare_names(settings))
+        self.cover()
+        self.rejudge()
+        self.facts.generation += 1
+        self.facts.view = build_view(settings, self.facts.conditions, self.facts.generation)
+        self.bus.broadcast(Configured(self.facts.generation, settings))
+        new = self.facts.view
+        if (old.regions, old.resolvers, set(old.clusters)) != (new.regions, new.resolvers, set(new.clusters)):
+            self.tasks.spawn(self.facts.tenants.reload("configuration changed"), "validate tenants")
+
+    def cover(self) -> None:
+        """Judge, check and probe the endpoints that the settings and the resolved addresses make."""
+        settings, addresses = self.facts.settings, self.resolver.addresses
+        view = build_view(settings, Conditions(addresses=dict(addresses)), 0)
+        self.judge.cover(settings, view, addresses)
+        self.checks.cover(
+            [
+                (name, settings.clusters[name].health, cluster.timeouts.connect, cluster.endpoints)
+                for name, cluster in view.clusters.items()
+                if cluster.region is None
+            ]
+        )
+        self.probes.cover(view)
+
+    def addresses_changed(self) -> None:
+        self.cover()
+        self.rejudge()
+
+    def rejudge(self) -> None:
+        """Conclude from everything known, and tell the workers when that is something new."""
+        facts = self.facts
+        found = self.judge.conclude(asyncio.get_running_loop().time())
+        found = msgspec.structs.replace(found, generation=facts.conditions.generation)
+        if found == facts.conditions:
+            return
+        for line in describe(facts.conditions, found):
+            LOG.warning("%s", line)
+        facts.generation += 1
+        facts.conditions = msgspec.structs.replace(found, generation=facts.generation)
+        facts.view = build_view(facts.settings, facts.conditions, facts.generation)
+        self.bus.broadcast(facts.conditions)
+
+    async def tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.rejudge()
+
+    def map_changed(self, change: MapChanged) -> None:
+        self.bus.broadcast(change)
+
+    async def free_readers(self) -> None:
+        while True:
+            await asyncio.sleep(READERS_EVERY_S)
+            await asyncio.to_thread(self.facts.writer.check_readers)
+
+    # --- workers
+
+    def connected(self, peer: BusPeer) -> None:
+        """Nothing yet: a worker says Hello first."""
+
+    def heard(self, peer: BusPeer, message: FromWorker) -> None:
+        """One message of a worker; what it reports is judged at once, not at the next tick."""
+        facts = self.facts
+        match message:
+            case Hello(slot=slot):
+                facts.applied.pop(slot, None)
+                peer.send(Configured(facts.generation, facts.settings))
+                peer.send(facts.conditions)
+                peer.send(MapChanged(0, facts.writer.transaction()))
+            case Applied(generation=generation):
+                if peer.hello is not None:
+                    facts.applied[peer.hello.slot] = generation
+            case ConnectFailures(cluster=cluster, endpoint=endpoint, count=count):
+                if self.judge.connects_failed(cluster, endpoint, count):
+                    self.checks.settle()
+                    self.rejudge()
+
+    # --- counters
+
+    def reload_series(self, source: str, result: str) -> int:
+        return self.stats.series("landbridge_config_reloads_total", (("source", source), ("result", result)))
+
+    def count_reload(self, outcome: Outcome) -> None:
+        self.stats.values[self.reload_series(outcome.source, outcome.result)] += 1
+
+
+def wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class LogLines(logging.Formatter):
+    """One event, one line (a traceback follows its line), in the supervisor's form."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        line = f"{at} control[{record.process}]: {level}{record.getMessage()}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gateway.control.main", description="Started by the supervisor.")
+    parser.add_argument("--state-dir", required=True)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--channel", type=int, required=True, help="descriptor of the socket to the supervisor")
+    parser.add_argument("--admin", type=int, required=True, help="descriptor of the listening admin socket")
+    return parser.parse_args(arguments)
+
+
+async def serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    state_dir = Path(options.state_dir)
+    try:
+        start, why = await asyncio.to_thread(starting_point, Path(options.config), state_dir, environ)
+        writer = await asyncio.to_thread(Writer, state_dir / "map")
+    except (NoConfiguration, StoreError) as error:
+        LOG.error("control cannot start: %s", error)
+        return 1
+    if why:
+        LOG.error("the last good configuration cannot be used, the one on disk is: %s", why)
+    try:
+        return await Control(options, environ, start, writer).run()
+    finally:
+        writer.close()
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop where it is installed: this process answers peers' judgements with low latency beside busy workers."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def main() -> int:
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(LogLines())
+    logging.basicConfig(level=logging.INFO, handlers=[log])
+    logging.raiseExceptions = False  # a reader of our log that is gone must not end control
+    options = parse_options(sys.argv[1:])
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(serve(options, dict(os.environ)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""One scrape: the counters of all processes, from their mapped files, and the gauges that control knows.
+
+Counters belong to files, not to processes, so they do not fall when a worker or this process is restarted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from gateway.bus.stats import Labels, read_series
+from gateway.control.facts import Facts
+from gateway.control.shown import map_age_s
+from gateway.core.view import Ability
+from gateway.store.record import StoreError
+from gateway.telemetry.metrics import render
+
+STATS_FILES: Final = "*.stats"
+
+Gauges = dict[tuple[str, Labels], float]
+
+
+def scrape(state_dir: Path, known: Gauges) -> bytes:
+    """The body of /metrics. Blocks for some milliseconds: a thread is its place."""
+    return render(read_series(sorted((state_dir / "stats").glob(STATS_FILES))), known)
+
+
+def gauges(facts: Facts) -> Gauges:
+    """What control knows of the whole gateway now."""
+    found: Gauges = {
+        ("landbridge_draining", ()): facts.draining,
+        ("landbridge_worker_restarts_total", ()): facts.processes.restarts.worker,
+    }
+    _clusters(facts, found)
+    _peers(facts, found)
+    _map(facts, found)
+    return found
+
+
+def _clusters(facts: Facts, found: Gauges) -> None:
+    for name, cluster in facts.view.clusters.items():
+        found["landbridge_cluster_able", (("cluster", name),)] = cluster.can_serve
+        for endpoint in cluster.endpoints:
+            labels = (("cluster", name), ("endpoint", endpoint.key))
+            found["landbridge_endpoint_up", labels] = endpoint.up
+
+
+def _peers(facts: Facts, found: Gauges) -> None:
+    """`peer_able` for each cluster that a region named; an unreachable region is able for none that it ever named."""
+    view = facts.view
+    here = [name for name, cluster in view.clusters.items() if cluster.region is None]
+    for region, condition in facts.conditions.peers.items():
+        for cluster in sorted({*here, *condition.clusters}):
+            labels = (("peer", region), ("cluster", cluster))
+            found["landbridge_peer_able", labels] = view.ability(region, cluster) is Ability.ABLE
+        skew_s = facts.judge.peers.skew_s(region)
+        if skew_s is not None:
+            found["landbridge_peer_skew_seconds", (("peer", region),)] = skew_s
+
+
+def _map(facts: Facts, found: Gauges) -> None:
+    found["landbridge_map_stale", ()] = facts.tenants.stale
+    found["landbridge_map_loss_guard_pending", ()] = facts.tenants.guard_pending
+    try:
+        found["landbridge_map_records", ()] = facts.writer.meta().records
+        age_s = map_age_s(facts)
+    except StoreError:
+        return  # a map that cannot be read has neither; /readyz and the log say so
+    if age_s is not None:
+        found["landbridge_map_age_seconds", ()] = age_s

@@ -1,0 +1,69 @@
+"""Parsing a large tenants file in a child process, so that the event loop keeps its interpreter to itself.
+
+`python -m gateway.control.sources.parse` reads one job from standard input and writes one answer to standard output.
+It ends with its parent: without a job to read there is nothing it does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gateway.core.placement import Placement
+from gateway.settings.problems import Invalid
+from gateway.settings.schema import Settings
+from gateway.settings.tenants import load_tenants
+
+LIMIT_S: Final = 300.0
+"""A quarter of a million tenants take half a minute; beyond this something hangs."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    file: str
+    text: bytes
+    settings: Settings
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Placements, or what is wrong with the file, a line each."""
+
+    placements: list[Placement] = []
+    problems: tuple[str, ...] = ()
+
+
+def run(python: str, job: Job) -> Answer:
+    """Have a child do the job. A child that fails is a problem of the file. Blocks."""
+    command = [python, "-P", "-m", "gateway.control.sources.parse"]
+    try:
+        done = subprocess.run(
+            command, input=msgspec.msgpack.encode(job), capture_output=True, timeout=LIMIT_S, env=_environ()
+        )
+    except subprocess.TimeoutExpired:
+        return Answer(problems=(f"{job.file}: not parsed within {LIMIT_S:g} s",))
+    if done.returncode != 0:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        return Answer(problems=(f"{job.file}: the parser ended with {done.returncode}: {''.join(last)}",))
+    return msgspec.msgpack.decode(done.stdout, type=Answer)
+
+
+def _environ() -> dict[str, str]:
+    """Ours, in which the child finds the very package that runs here: a checkout is on nobody's path."""
+    root = str(Path(__file__).resolve().parents[3])
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+
+
+def work(job: Job) -> Answer:
+    try:
+        return Answer(load_tenants(job.file, job.text, job.settings))
+    except Invalid as error:
+        return Answer(problems=tuple(map(str, error.problems)))
+
+
+if __name__ == "__main__":
+    answer = work(msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Job))
+    sys.stdout.buffer.write(msgspec.msgpack.encode(answer))
