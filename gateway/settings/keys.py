@@ -99,7 +99,13 @@ def whole(low: int, high: int) -> Scalar:
             raise ValueError("out of range")
         return value
 
-    return Scalar("whole number", f"a whole number from {low} to {high}", parse, substitute=low, is_number=True)
+    return Scalar(
+        f"whole number from {low} to {high}",
+        f"a whole number from {low} to {high}",
+        parse,
+        substitute=low,
+        is_number=True,
+    )
 
 
 def fraction() -> Scalar:
@@ -173,11 +179,15 @@ ENDPOINT: Final = Scalar("host:port", "host:port such as 10.1.0.4:9000", _endpoi
 GATEWAY: Final = Scalar("host:port", "host:port such as gw.eu.internal:8082", units.endpoint, Address("", 0))
 PUBLIC: Final = Scalar("URL template", "a URL such as https://{tenant}.eu.example.com", _public)
 NETWORK: Final = Scalar("network", "a network such as 10.20.0.0/24", units.network)
-HOP_KEY: Final = Scalar("text", f"a key of at least {KEY_BYTES_MIN} bytes", hop_key, secret=True)
+HOP_KEY: Final = Scalar(
+    f"text of at least {KEY_BYTES_MIN} bytes", f"a key of at least {KEY_BYTES_MIN} bytes", hop_key, secret=True
+)
 PREFIX: Final = matching("path", "a path prefix such as /api/, without query", _PATH)
 PROBE: Final = matching("path", "a path such as /healthz, without query", _PATH)
 CHECK_PATH: Final = matching("path", "a path such as /healthz", _TARGET)
-WORKERS: Final = Scalar("whole number or `auto`", f"auto or a whole number from 1 to {WORKERS_MAX}", _workers, 1)
+WORKERS: Final = Scalar(
+    f"`auto` or a whole number from 1 to {WORKERS_MAX}", f"auto or a whole number from 1 to {WORKERS_MAX}", _workers, 1
+)
 FILTER: Final = matching("filter name", "a filter's name", _FILTER)
 MISROUTE: Final = Choice({m.value: m for m in Misroute})
 
@@ -185,7 +195,7 @@ MISROUTE: Final = Choice({m.value: m for m in Misroute})
 class ResolverKind:
     """One entry of `tenancy.resolvers`: a mapping with one key, the kind of resolver."""
 
-    type_name = "mapping of one key: " + ", ".join(f"`{kind}`" for kind in templates.RESOLVERS)
+    type_name = "one of " + ", ".join(f"`{kind}`" for kind in templates.RESOLVERS)
     secret = False
     later = ("jwt",)
 

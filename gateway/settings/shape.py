@@ -202,7 +202,7 @@ class Items:
 
     @property
     def type_name(self) -> str:
-        return f"list of {self.kind.type_name}"
+        return f"list ({self.kind.type_name})"
 
     @property
     def secret(self) -> bool:
