@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from gateway.core.hop import Hop
     from gateway.core.http1.head import Request, Response
     from gateway.core.routing import Decision
-    from gateway.core.tenancy import Resolved
+    from gateway.core.tenancy import Memo, Resolved
     from gateway.core.view import View
 
 
 class Services(Protocol):
     """What a filter may ask of the worker. Everything here answers at once: nothing waits for I/O."""
+
+    @property
+    def memo(self) -> Memo:
+        """What `tenancy.resolve` remembers of Hosts, for as long as this View and map stand."""
+        ...
 
     def map_complete(self) -> bool:
         """Whether the tenant map's completeness mark stands."""
@@ -47,12 +52,24 @@ class Services(Protocol):
         """A fresh request id."""
         ...
 
+    def ready(self) -> bool:
+        """Whether this gateway should get traffic: the readiness probe's answer."""
+        ...
+
+    def peer_answer(self) -> bytes:
+        """What this gateway says of itself to another region's control: JSON."""
+        ...
+
+    def log_exchange(self, exchange: Exchange) -> None:
+        """Write the access log's line."""
+        ...
+
 
 class Exchange:
     """One request's typed context. Times: `started` is monotonic seconds, `wall_ms` Unix milliseconds.
 
     `listener` is `http` or `hop`; `forwarded` collects the fields that filters add for the application, as whole
-    lines without CRLF. `endpoint` names the endpoint filter that answers; `flag` is set when the gateway itself did.
+    lines without CRLF (one item may hold several). `endpoint` names the endpoint filter that answers; `flag` is set when the gateway itself did.
     """
 
     __slots__ = (
@@ -64,6 +81,8 @@ class Exchange:
         "endpoint",
         "flag",
         "forwarded",
+        "forwarded_for",
+        "home",
         "hop",
         "hop_signature",
         "listener",
@@ -75,6 +94,7 @@ class Exchange:
         "request_id",
         "resolved",
         "response",
+        "scheme",
         "services",
         "started",
         "status",
@@ -115,7 +135,10 @@ class Exchange:
         self.endpoint = "reply"
         self.cluster = ""
         self.reason = ""
+        self.home = ""
+        self.scheme: str | None = None
         self.forwarded: list[bytes] = []
+        self.forwarded_for = b""
         self.hop_signature = ""
         self.verdict = b""
         self.response: Response | None = None

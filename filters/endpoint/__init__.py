@@ -1,0 +1,1 @@
+"""What produces the answer: an application, a redirect, or the gateway itself."""

@@ -1,0 +1,1 @@
+"""Before routing: who asks, for which tenant, and where that tenant lives."""

@@ -1,0 +1,1 @@
+"""On the way back: fields of our own, and the log."""

@@ -1,0 +1,214 @@
+"""The worker process: its composition root, its life from the first accept to the drain's end.
+
+It starts from `state_dir/config.last-good`, so that it needs no control; what control says later comes over the bus.
+Its listening sockets are the supervisor's, inherited by descriptor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from gateway.bus.channel import Channel
+from gateway.bus.client import BusClient
+from gateway.bus.messages import Applied, Configured, FromControl, Hello, MapChanged
+from gateway.core.conditions import Conditions
+from gateway.proxy.chain import build_chain
+from gateway.proxy.downstream import Phase
+from gateway.proxy.worker import SWEEP_S, Worker
+from gateway.settings.loader import decode_sources, load
+from gateway.settings.schema import Settings
+from gateway.settings.view import build_view
+from gateway.telemetry.access_log import AccessLog
+
+_log = logging.getLogger("landbridge.worker")
+
+BACKLOG: Final = 4096
+"""Connections that may wait while a worker starts; the kernel cuts it to somaxconn."""
+STATE_FILE: Final = "config.last-good"
+
+
+class Process:
+    """One worker process: sockets, bus, channel, drain."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, options: argparse.Namespace, settings: Settings) -> None:
+        self.loop = loop
+        self.slot: int = options.slot
+        self.settings = settings
+        self.conditions = Conditions()
+        self.sockets = {"http": options.http, "hop": options.hop}
+        self.servers: dict[int, list[asyncio.AbstractServer]] = {}
+        self.done = asyncio.Event()
+        self.draining_since: float | None = None
+        self.closing = False
+        view = build_view(settings, self.conditions, 0)
+        self.bus = BusClient(Path(options.state_dir) / "bus.sock", self.on_bus, self.on_connected)
+        self.worker = Worker(
+            loop, view, build_chain, Path(options.state_dir), self.slot, self.bus.send, AccessLog(view.access_log_path)
+        )
+        self.channel = Channel(options.channel, self.on_command, self.on_supervisor_lost)
+
+    async def run(self) -> None:
+        """Accept until drained. Returns when the last connection is over or the drain's limit is reached."""
+        await self.channel.start()
+        for name in (signal.SIGTERM,):
+            self.loop.add_signal_handler(name, self.drain)
+        await self.serve_slot(self.slot)
+        self.bus.start()
+        self.loop.call_later(SWEEP_S, self.sweep)
+        gc.collect()
+        gc.freeze()  # what is here now lives as long as the process: later collections need not look at it
+        self.channel.send({"state": "serving"})
+        await self.done.wait()
+        self.worker.close()
+        await self.bus.close()
+
+    # ---- sockets
+
+    async def serve_slot(self, slot: int) -> None:
+        """Accept on one slot's sockets: our own, or an orphan's that we stand in for."""
+        if slot in self.servers or self.closing:
+            return
+        servers = self.servers[slot] = []
+        for listener, descriptors in self.sockets.items():
+            if slot >= len(descriptors):
+                continue
+            sock = socket.socket(fileno=os.dup(descriptors[slot]))
+            sock.setblocking(False)
+            factory = self.worker.accept(sock, listener)
+            servers.append(await self.loop.create_server(factory, sock=sock, backlog=BACKLOG))
+
+    def release_slot(self, slot: int) -> None:
+        for server in self.servers.pop(slot, []):
+            server.close()
+
+    # ---- what others say
+
+    def on_command(self, command: dict[str, Any]) -> None:
+        """The supervisor's word."""
+        match command.get("cmd"):
+            case "drain":
+                self.drain()
+            case "adopt":
+                for slot in command.get("slots", []):
+                    self.worker.spawn(self.serve_slot(slot))
+            case "release":
+                for slot in command.get("slots", []):
+                    if slot != self.slot:
+                        self.release_slot(slot)
+
+    def on_supervisor_lost(self) -> None:
+        """Nobody holds our sockets any more: finish what is in hand, and leave."""
+        _log.warning("the supervisor is gone: draining")
+        self.drain()
+
+    def on_connected(self) -> None:
+        self.bus.send(Hello(self.slot, os.getpid()))
+
+    def on_bus(self, message: FromControl) -> None:
+        """Control's word. What cannot be applied changes nothing."""
+        if isinstance(message, MapChanged):
+            self.worker.map_changed(message)
+            return
+        if isinstance(message, Configured):
+            settings, conditions = message.settings, self.conditions
+        else:
+            settings, conditions = self.settings, message
+        try:
+            view = build_view(settings, conditions, message.generation)
+            self.worker.swap(view)
+        except Exception:
+            _log.exception("generation %d could not be applied; the last one stands", message.generation)
+            return
+        if settings.access_log != self.settings.access_log:
+            self.worker.access_log.reopen(view.access_log_path)
+        self.settings, self.conditions = settings, conditions
+        self.bus.send(Applied(message.generation))
+
+    # ---- time
+
+    def sweep(self) -> None:
+        """The one timer of this process; a failing sweep must not be the last one."""
+        self.loop.call_later(SWEEP_S, self.sweep)
+        try:
+            self.worker.sweep()
+        except Exception:
+            _log.exception("the sweep failed")
+        if self.draining_since is not None:
+            self._drain_on(self.loop.time() - self.draining_since)
+
+    def drain(self) -> None:
+        """Go on serving for the grace, with `Connection: close`; then no new connections; then the end."""
+        if self.draining_since is None:
+            self.draining_since = self.loop.time()
+            self.worker.draining = True
+            self.channel.send({"state": "draining"})
+
+    def _drain_on(self, elapsed: float) -> None:
+        drain = self.worker.view.drain
+        if elapsed < drain.grace:
+            return
+        if not self.closing:
+            self.closing = True
+            for slot in tuple(self.servers):
+                self.release_slot(slot)
+        for down in tuple(self.worker.downs):
+            if down.phase is Phase.HEAD and not down.busy:  # idle for at least the grace
+                down.close()
+        if not self.worker.downs or elapsed >= drain.limit:
+            self.done.set()
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Only the supervisor starts a worker, so there is no help to print."""
+    parser = argparse.ArgumentParser(prog="gateway.proxy.main", add_help=False)
+    parser.add_argument("--state-dir", required=True)
+    parser.add_argument("--slot", type=int, required=True)
+    parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--http", type=_descriptors, required=True)
+    parser.add_argument("--hop", type=_descriptors, default=[])
+    return parser.parse_args(arguments)
+
+
+def _descriptors(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
+
+
+def last_good(state_dir: str) -> Settings:
+    """The configuration that the supervisor or control found valid last."""
+    text = (Path(state_dir) / STATE_FILE).read_bytes()
+    return load(decode_sources(text), os.environ)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one worker. 0 after a drain; anything else is a crash, which the supervisor repairs."""
+    options = parse_options(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s worker {options.slot}: %(levelname)s %(message)s"
+    )
+    logging.Formatter.converter = time.gmtime
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = last_good(options.state_dir)
+
+    async def amain() -> None:
+        await Process(asyncio.get_running_loop(), options, settings).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(amain())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

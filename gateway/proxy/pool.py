@@ -1,0 +1,217 @@
+"""Keep-alive connections to endpoints, kept beside the View by cluster and endpoint: a reload does not close them.
+
+`ClusterPool.acquire` decides and returns at once: a warm connection, or None when one is being made (or waited for)
+and the relay will be called. Connecting is the only place of the data plane that uses a task.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from gateway.core.balancing import least_request
+from gateway.core.errors import GatewayError
+from gateway.core.view import Cluster, Endpoint
+from gateway.proxy.upstream import Upstream
+
+if TYPE_CHECKING:
+    from gateway.proxy.relay import Relay
+    from gateway.proxy.worker import Worker
+
+FAILURES_DOWN: Final = 3
+"""Connects in a row that fail before an endpoint counts as down (DESIGN 5.1)."""
+LOCAL_DOWN_S: Final = 2.0
+"""How long a worker trusts its own three failures; control's word takes their place long before, if it lives."""
+
+
+class EndpointPool:
+    """One endpoint's connections in this worker. `busy` counts requests in hand, connects included."""
+
+    __slots__ = ("busy", "cluster", "down_until", "endpoint", "failures", "idle", "size")
+
+    def __init__(self, cluster: ClusterPool, endpoint: Endpoint) -> None:
+        self.cluster = cluster
+        self.endpoint = endpoint
+        self.idle: list[Upstream] = []
+        self.busy = 0
+        self.size = 0
+        self.failures = 0
+        self.down_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"<{self.cluster.name} {self.endpoint.key}: {self.busy} busy, {len(self.idle)} idle>"
+
+    def release(self, up: Upstream, now: float) -> None:
+        """A connection finished its exchange and can take another."""
+        self.busy -= 1
+        cluster = self.cluster
+        if cluster.waiting:
+            cluster.hand_over(up, now)
+            return
+        if cluster.retired or self.endpoint.key not in cluster.endpoints:
+            up.close()
+            return
+        up.deadline = now + cluster.config.timeouts.idle
+        self.idle.append(up)
+
+    def discard(self, up: Upstream, was_busy: bool) -> None:
+        """A connection is gone."""
+        self.size -= 1
+        self.cluster.size -= 1
+        if was_busy:
+            self.busy -= 1
+        elif up in self.idle:
+            self.idle.remove(up)
+        if self.cluster.waiting:
+            self.cluster.grow()
+
+
+class ClusterPool:
+    """All of one cluster's connections in this worker, and the exchanges that wait for one."""
+
+    def __init__(self, worker: Worker, config: Cluster) -> None:
+        self.worker = worker
+        self.name = config.name
+        self.config = config
+        self.endpoints: dict[str, EndpointPool] = {}
+        self.usable: tuple[EndpointPool, ...] = ()
+        self.size = 0
+        self.waiting: deque[Relay] = deque()
+        self.retired = False
+        self.configure(config)
+
+    def configure(self, config: Cluster) -> None:
+        """Take a new View's cluster: endpoints that stay keep their connections, those that left lose idle ones."""
+        self.config = config
+        kept: dict[str, EndpointPool] = {}
+        for endpoint in config.endpoints:
+            pool = self.endpoints.pop(endpoint.key, None) or EndpointPool(self, endpoint)
+            if endpoint.up and not pool.endpoint.up:  # control says that it is back: forget our own count
+                pool.failures, pool.down_until = 0, 0.0
+            pool.endpoint = endpoint
+            kept[endpoint.key] = pool
+        gone = self.endpoints
+        self.endpoints = kept
+        self.usable = tuple(kept[e.key] for e in config.usable)
+        for pool in gone.values():
+            for up in tuple(pool.idle):
+                up.close()
+
+    def retire(self) -> None:
+        """The cluster left the configuration: exchanges in hand end, nothing is pooled any more."""
+        self.retired = True
+        for pool in self.endpoints.values():
+            for up in tuple(pool.idle):
+                up.close()
+
+    def acquire(self, relay: Relay, now: float) -> Upstream | None:
+        """A warm connection, or None: then the relay is called with one, or with a failure.
+
+        Raises GatewayError(cluster_unavailable, region_unreachable, shed).
+        """
+        pool = self._choose(relay, now)
+        idle = pool.idle
+        while idle:
+            up = idle.pop()
+            if up.deadline > now and up.alive():
+                pool.busy += 1
+                return up
+            up.close_idle()
+        if self.size >= self.config.connections_max and not self._evict():
+            if len(self.waiting) >= self.config.pending_max:
+                raise GatewayError("shed", "every connection to the application is in use, and the queue is full")
+            relay.deadline = now + self.config.timeouts.connect
+            self.waiting.append(relay)
+            return None
+        self._open(pool, relay)
+        return None
+
+    def _choose(self, relay: Relay, now: float) -> EndpointPool:
+        usable = self.usable
+        if len(usable) == 1 and usable[0].down_until <= now and not relay.tried:
+            return usable[0]
+        ready = [pool for pool in usable if pool.down_until <= now]
+        fresh = [pool for pool in ready if pool.endpoint.key not in relay.tried]
+        if not ready:
+            if self.config.region is not None:
+                raise GatewayError("region_unreachable", f"no gateway of {self.config.region} can be reached")
+            raise GatewayError("cluster_unavailable", f"no endpoint of cluster {self.name} is usable")
+        ready = fresh or ready
+        return ready[least_request([pool.busy for pool in ready], random.random)]
+
+    def _evict(self) -> bool:
+        """Close an idle connection of another endpoint, so that a busy one may grow."""
+        for pool in self.endpoints.values():
+            if pool.idle:
+                pool.idle.pop(0).close_idle()
+                return True
+        return False
+
+    def _open(self, pool: EndpointPool, relay: Relay) -> None:
+        pool.busy += 1
+        pool.size += 1
+        self.size += 1
+        relay.connecting = self.worker.spawn(self._connect(pool, relay))
+
+    async def _connect(self, pool: EndpointPool, relay: Relay) -> None:
+        """Make one connection for one relay. The sweep cancels it at `timeouts.connect`."""
+        endpoint = pool.endpoint
+        relay.deadline = self.worker.now() + self.config.timeouts.connect
+        up = Upstream(self.worker, pool)
+        try:
+            await self.worker.loop.create_connection(lambda: up, endpoint.address, endpoint.port)
+        except BaseException as error:
+            if up.transport is None:
+                pool.size -= 1
+                pool.busy -= 1
+                self.size -= 1
+                if self.waiting:
+                    self.grow()
+            else:
+                up.abort()
+            relay.connecting = None
+            if isinstance(error, OSError) or relay.timed_out:
+                self._failed(pool)
+                relay.connect_failed(pool)
+                return
+            raise
+        relay.connecting = None
+        pool.failures = 0
+        if relay.over:  # the client left meanwhile: the connection is as good as any pooled one
+            pool.release(up, self.worker.now())
+        else:
+            relay.connected(up)
+
+    def _failed(self, pool: EndpointPool) -> None:
+        pool.failures += 1
+        if pool.failures >= FAILURES_DOWN:
+            pool.down_until = self.worker.now() + LOCAL_DOWN_S
+            self.worker.report_failures(self.name, pool.endpoint.key, pool.failures)
+
+    def hand_over(self, up: Upstream, now: float) -> None:
+        """Give a free connection to the exchange that has waited longest."""
+        while self.waiting:
+            relay = self.waiting.popleft()
+            if not relay.over:
+                up.pool.busy += 1
+                relay.connected(up)
+                return
+        up.deadline = now + self.config.timeouts.idle
+        up.pool.idle.append(up)
+
+    def grow(self) -> None:
+        """A place became free while exchanges wait: open a connection for the first of them."""
+        while self.waiting and self.size < self.config.connections_max:
+            relay = self.waiting.popleft()
+            if relay.over:
+                continue
+            try:
+                self._open(self._choose(relay, self.worker.now()), relay)
+            except GatewayError as error:
+                relay.refuse(error.flag.name, error.detail)
+
+    def forget(self, relay: Relay) -> None:
+        """The exchange ended while it waited."""
+        if relay in self.waiting:
+            self.waiting.remove(relay)

@@ -1,0 +1,507 @@
+"""The relay: one exchange on its way. It runs the filter chain, executes the answer, and joins the two connections.
+
+On the plain path (warm connection, synchronous filters) everything from the parsed head to the last byte happens in
+callbacks of the two transports: no task, no future, no timer. Whatever goes wrong ends in `refuse`, in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.core.errors import FLAGS, GatewayError
+from gateway.core.exchange import Exchange
+from gateway.core.filtering import Answer, Forward, Park, Respond
+from gateway.core.http1.body import chunk, last_chunk
+from gateway.core.http1.head import CHUNKED, Request, Response
+from gateway.core.retry import REPLAY_BYTES_MAX, Failure, may_retry
+from gateway.core.view import Cluster
+from gateway.proxy import answers, hops
+
+if TYPE_CHECKING:
+    from gateway.proxy.downstream import Downstream
+    from gateway.proxy.pool import ClusterPool, EndpointPool
+    from gateway.proxy.upstream import Upstream
+    from gateway.proxy.worker import Worker
+
+_log = logging.getLogger("landbridge.relay")
+HOP_MARGIN_S: Final = 0.5
+"""What is left of a hop's deadline for the way back (DESIGN 5.4)."""
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Relay:
+    """`over` once the client has its answer or is gone. `deadline` is for connecting, waiting and parking.
+
+    `body` are the request's body bytes as they go out (re-framed when chunked), None once too many to send again.
+    `request_sent`: the body has ended, whether or not a connection exists yet.
+    """
+
+    __slots__ = (
+        "_tries_left",
+        "body",
+        "cluster",
+        "connecting",
+        "continued",
+        "deadline",
+        "down",
+        "exchange",
+        "head",
+        "keep_after",
+        "over",
+        "parked",
+        "request_sent",
+        "sent_at",
+        "started",
+        "task",
+        "timed_out",
+        "tried",
+        "up",
+        "worker",
+    )
+
+    def __init__(self, worker: Worker, down: Downstream, exchange: Exchange) -> None:
+        self.worker = worker
+        self.down = down
+        self.exchange = exchange
+        self.up: Upstream | None = None
+        self.cluster: ClusterPool | None = None
+        self.head = b""
+        self.body: list[bytes] | None = []
+        self.tried: tuple[str, ...] = ()
+        self._tries_left = 0
+        self.connecting: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.deadline = 0.0
+        self.sent_at = 0.0
+        self.request_sent = False
+        self.started = False
+        self.continued = False
+        self.keep_after = False
+        self.over = False
+        self.parked = False
+        self.timed_out = False
+
+    # ---- the chain
+
+    def run(self) -> None:
+        """Run the chain and execute its answer."""
+        exchange, chain = self.exchange, self.worker.chain
+        try:
+            if chain.is_async:
+                self._hold_body()
+                self.task = self.worker.spawn(self._run_async())
+                return
+            answer: Any = None
+            for step in chain.inbound:
+                answer = step(exchange)
+                if answer is not None:
+                    break
+            else:
+                answer = chain.endpoints[exchange.endpoint](exchange)
+            self._execute(answer)
+        except GatewayError as error:
+            self.refuse(error.flag.name, error.detail)
+        except Exception:
+            self._broken()
+
+    async def _run_async(self) -> None:
+        """The same walk for a chain that holds an `async def` filter."""
+        exchange, chain = self.exchange, self.worker.chain
+        try:
+            answer: Any = None
+            for step in chain.inbound:
+                answer = step(exchange)
+                if isinstance(answer, Awaitable):
+                    answer = await answer
+                if answer is not None:
+                    break
+            else:
+                answer = chain.endpoints[exchange.endpoint](exchange)
+                if isinstance(answer, Awaitable):
+                    answer = await answer
+            self.task = None
+            if not self.over:
+                self._execute(answer)
+        except GatewayError as error:
+            self.refuse(error.flag.name, error.detail)
+        except Exception:
+            self._broken()
+
+    def _broken(self) -> None:
+        """A filter or this relay has a bug: this request pays for it, no other one does."""
+        _log.exception("request %s: an error in the filter chain", self.exchange.request_id)
+        self.worker.meters.filter_error("chain")
+        self.refuse("internal_error", "")
+
+    def _execute(self, answer: Answer) -> None:
+        if isinstance(answer, Forward):
+            self._forward(answer)
+        elif isinstance(answer, Respond):
+            self.respond(answer.status, answer.fields, answer.body)
+        else:
+            self._park(answer)
+
+    def _park(self, answer: Park) -> None:
+        self.parked = True
+        self.deadline = answer.until
+        self._hold_body()
+
+    def _hold_body(self) -> None:
+        """Nothing takes the body yet: leave it in the kernel."""
+        if not self.request_sent:
+            self.down.hold_reading(True)
+
+    # ---- towards the application
+
+    def _forward(self, answer: Forward) -> None:
+        exchange = self.exchange
+        request = exchange.request
+        cluster = self.worker.cluster(answer.cluster)
+        self.cluster = cluster
+        exchange.cluster = answer.cluster
+        lines = [b"%b %b HTTP/1.1" % (request.method, request.target), *request.kept, *exchange.forwarded]
+        if request.length == CHUNKED:
+            lines.append(b"Transfer-Encoding: chunked")
+        if request.upgrade:
+            lines.append(b"Connection: upgrade\r\nUpgrade: websocket")
+        if request.expect and cluster.config.region is not None and not self.request_sent:
+            lines.append(b"Expect: 100-continue")
+        lines.append(b"\r\n")
+        self.head = b"\r\n".join(lines)
+        self._tries_left = cluster.config.retries
+        self._acquire(cluster)
+
+    def _acquire(self, cluster: ClusterPool) -> None:
+        now = self.worker.now()
+        up = cluster.acquire(self, now)
+        if up is not None:
+            self.connected(up)
+        else:
+            self._hold_body()
+
+    def connected(self, up: Upstream) -> None:
+        """A connection for this exchange: send what there is."""
+        now = self.worker.now()
+        self.deadline = 0.0
+        self.up = up
+        self.sent_at = now
+        config = up.pool.cluster.config
+        body = self.body
+        assert body is not None
+        data = self.head if not body else b"".join((self.head, *body))
+        if self.request_sent:
+            up.begin(self, data, now + self._response_s(config))
+            return
+        up.begin(self, data, 0.0)
+        self.down.hold_reading(False)
+        if self.exchange.request.expect and config.region is None:
+            self._continue()
+
+    def _response_s(self, config: Cluster) -> float:
+        """Seconds until the head must be here; over a hop, before the sender's own patience ends."""
+        own, hop = config.timeouts.response, self.exchange.hop
+        return own if hop is None else max(0.1, min(own, hop.deadline_s - HOP_MARGIN_S))
+
+    def _continue(self) -> None:
+        """100 once admitted (RFC 9110, 10.1.1), unless the body is on its way already."""
+        if not self.continued and not self.body and not self.started:
+            self.continued = True
+            self.down.write(CONTINUE)
+
+    def request_data(self, data: bytes) -> None:
+        """More body, framed as it goes out."""
+        body = self.body
+        if self.up is None:
+            if body is not None:  # nothing is read while no connection exists; this is what was already here
+                body.append(data)
+            return
+        if body is not None:
+            body.append(data)
+            if sum(map(len, body)) > REPLAY_BYTES_MAX:
+                self.body = None
+        if self.up.transport is not None:
+            self.up.transport.write(data)
+
+    def request_end(self, data: bytes) -> None:
+        """The body's last bytes, framed."""
+        self.request_sent = True
+        if data:
+            self.request_data(data)
+        if self.up is not None and not self.started:
+            self.up.deadline = self.worker.now() + self._response_s(self.up.pool.cluster.config)
+
+    def connect_failed(self, pool: EndpointPool) -> None:
+        """No connection could be made to this endpoint: nothing was written, another may be tried."""
+        if self.over:
+            return
+        self.worker.meters.upstream(pool.cluster.name, "connect_failed")
+        self.tried += (pool.endpoint.key,)
+        self.timed_out = False
+        if self._retry(Failure.CONNECT, pool.cluster):
+            return
+        if pool.cluster.config.region is not None:
+            self.worker.meters.hop(pool.cluster.config.region, "error")
+            self.refuse("region_unreachable", f"no gateway of {pool.cluster.config.region} could be connected")
+        elif self.exchange.hop is not None:
+            self.refuse("cluster_unavailable", "no endpoint of the application could be connected")
+        else:
+            self.refuse("upstream_connect", "")
+
+    def _retry(self, failure: Failure, cluster: ClusterPool) -> bool:
+        request = self.exchange.request
+        wrote = failure is not Failure.CONNECT
+        if not may_retry(failure, request.method, wrote, self.body is not None, self._tries_left):
+            return False
+        self._tries_left -= 1
+        self.up = None
+        self.worker.meters.retry(cluster.name)
+        try:
+            self._acquire(cluster)
+        except GatewayError as error:
+            self.refuse(error.flag.name, error.detail)
+        return True
+
+    # ---- from the application
+
+    def interim(self, response: Response) -> None:
+        """100 lets the client send its body when the peer said so; other 1xx pass on to clients that know them."""
+        if response.status == 100:
+            if self.exchange.request.expect and not self.request_sent:
+                self._continue()
+        elif self.exchange.request.version == 11:
+            self.down.write(b"\r\n".join([response.start, *response.kept, b"\r\n"]))
+
+    def response(self, up: Upstream, response: Response, body: bytes, complete: bool) -> None:
+        """A final head, with what came of its body. When `complete`, `up` is already somebody else's."""
+        exchange, worker = self.exchange, self.worker
+        region = up.pool.cluster.config.region
+        worker.meters.upstream_done(up.pool.cluster.name, response.status, worker.now() - self.sent_at)
+        if complete:
+            self.up = None
+        if region is not None:
+            refusal = hops.read_refusal(response, exchange)
+            worker.meters.hop(region, "served" if refusal is None else refusal.outcome)
+            if refusal is not None:
+                self._peer_refused(refusal)
+                return
+        request, down = exchange.request, self.down
+        exchange.response = response
+        exchange.status = response.status
+        for step in worker.chain.outbound:
+            step(exchange)
+        lines = [response.start, *response.kept, *response.added]
+        if response.length < 0:
+            self._frame(request, response, lines)
+        if not (request.keep_alive and down.keep_alive) or worker.draining:
+            down.keep_alive = False
+            lines.append(b"Connection: close")
+        elif request.version == 10:
+            lines.append(b"Connection: keep-alive")
+        lines.append(b"\r\n")
+        self.started = True
+        head = b"\r\n".join(lines)
+        if body and response.chunked:
+            body = chunk(body)
+        exchange.bytes_out += len(body)
+        down.write(head + body if body else head)
+        if complete:
+            self.finish()
+
+    def _frame(self, request: Request, response: Response, lines: list[bytes]) -> None:
+        """Framing for the client of a body whose size is not known: chunked, or for HTTP/1.0 the connection's end."""
+        response.chunked = request.version == 11
+        if response.chunked:
+            lines.append(b"Transfer-Encoding: chunked")
+        else:
+            self.down.keep_alive = False
+
+    def _peer_refused(self, refusal: hops.PeerRefusal) -> None:
+        self._let_go()
+        self.refuse(refusal.flag, refusal.detail)
+
+    def response_data(self, data: bytes) -> None:
+        """Body bytes."""
+        self.exchange.bytes_out += len(data)
+        response = self.exchange.response
+        assert response is not None
+        self.down.write(chunk(data) if response.chunked else data)
+
+    def response_end(self, data: bytes, trailers: list[bytes]) -> None:
+        """The body's last bytes; the connection is already released."""
+        response = self.exchange.response
+        assert response is not None
+        self.up = None
+        self.exchange.bytes_out += len(data)
+        if response.chunked:
+            data = (chunk(data) if data else b"") + last_chunk(trailers)
+        if data:
+            self.down.write(data)
+        self.finish()
+
+    def switched(self, up: Upstream, response: Response, rest: bytes) -> None:
+        """101: from here on bytes are carried both ways, unread."""
+        exchange = self.exchange
+        exchange.response = response
+        exchange.status = 101
+        for step in self.worker.chain.outbound:
+            step(exchange)
+        lines = [
+            response.start,
+            *response.kept,
+            *response.added,
+            b"Connection: upgrade",
+            b"Upgrade: websocket",
+            b"\r\n",
+        ]
+        self.started = True
+        self.worker.meters.upstream_done(up.pool.cluster.name, 101, self.worker.now() - self.sent_at)
+        self.down.write(b"\r\n".join(lines) + rest)
+        exchange.bytes_out += len(rest)
+        self.down.tunnel()
+
+    def tunnel_down(self, data: bytes) -> None:
+        self.exchange.bytes_out += len(data)
+        self.down.write(data)
+
+    def tunnel_up(self, data: bytes) -> None:
+        self.exchange.bytes_in += len(data)
+        if self.up is not None and self.up.transport is not None:
+            self.up.transport.write(data)
+
+    # ---- ends
+
+    def upstream_lost(self, up: Upstream, complete: bool) -> None:
+        """The connection died. `complete`: it delimited the body by closing (RFC 9112, 6.3, rule 8)."""
+        if self.over:
+            return
+        self.up = None
+        if complete:
+            self.response_end(b"", [])
+        elif self.started:
+            if self.exchange.status == 101:
+                self.finish()
+                self.down.close()
+                return
+            self.worker.meters.upstream(up.pool.cluster.name, "truncated")
+            self._cut("upstream_reset")
+        else:
+            self.worker.meters.upstream(up.pool.cluster.name, "reset")
+            if up.reused and self._retry(Failure.STALE, up.pool.cluster):
+                return
+            self._hop_error(up)
+            self.refuse("upstream_reset", "")
+
+    def upstream_failed(self, flag: str, detail: str) -> None:
+        """What came is not HTTP, or nothing came in time."""
+        up = self.up
+        if up is not None:
+            self.worker.meters.upstream(up.pool.cluster.name, "timeout" if flag == "upstream_timeout" else "malformed")
+            self._hop_error(up)
+        if self.started:
+            self._let_go()
+            self._cut(flag)
+        else:
+            self.refuse(flag, detail)
+
+    def _hop_error(self, up: Upstream) -> None:
+        region = up.pool.cluster.config.region
+        if region is not None:
+            self.worker.meters.hop(region, "error")
+
+    def _cut(self, flag: str) -> None:
+        """The head is out and the body cannot be finished: the client must see a truncated message (RFC 9112, 8)."""
+        self.exchange.flag = FLAGS[flag]
+        self.finish(close=False)
+        self.down.abort()
+
+    def _let_go(self) -> None:
+        """Drop the connection of an exchange that ends before its response did."""
+        up, self.up = self.up, None
+        if up is None or up.relay is not self:
+            return
+        if self.exchange.status == 101:
+            up.close()  # what the client sent before it left still goes out
+        else:
+            up.abort()
+
+    def expired(self) -> None:
+        """The sweep found `deadline` past: connecting, waiting for a connection, or parked."""
+        self.deadline = 0.0
+        if self.parked:
+            self.parked = False
+            self.run()
+        elif self.connecting is not None:
+            self.timed_out = True
+            self.connecting.cancel()
+        elif self.cluster is not None and self.up is None:
+            self.cluster.forget(self)
+            self.refuse("shed", "no connection to the application became free in time")
+
+    def refuse(self, flag: str, detail: str) -> None:
+        """Answer with the flag's problem document, or cut a response that has begun."""
+        if self.over:
+            return
+        self._let_go()
+        if self.started:
+            self._cut(flag)
+            return
+        row = FLAGS[flag]
+        self.exchange.flag = row
+        if flag == "cluster_unavailable" and self.exchange.hop is not None:
+            hops.add_unavailable(self.exchange, self.exchange.hop)
+        if not self.exchange.request_id:
+            self.exchange.request_id = self.worker.random_id()
+        fields, body = answers.problem(self.exchange, row, detail)
+        self.respond(row.status, fields, body)
+
+    def respond(self, status: int, fields: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:
+        """Answer by ourselves. The outbound filters see it like any response."""
+        if self.over:
+            return
+        exchange, down = self.exchange, self.down
+        response = answers.response(status, fields, body)
+        exchange.response = response
+        exchange.status = status
+        for step in self.worker.chain.outbound:
+            step(exchange)
+        lines = [response.start, *response.kept, *response.added]
+        if not (exchange.request.keep_alive and down.keep_alive and self.request_sent) or self.worker.draining:
+            down.keep_alive = False
+            lines.append(b"Connection: close")
+        elif exchange.request.version == 10:
+            lines.append(b"Connection: keep-alive")
+        lines.append(b"\r\n")
+        self.started = True
+        if exchange.request.method == b"HEAD":
+            body = b""
+        exchange.bytes_out += len(body)
+        down.write(b"\r\n".join(lines) + body)
+        self.finish()
+
+    def finish(self, close: bool = True) -> None:
+        """The exchange is over: tell meters and log, and give the connection its next request."""
+        if self.over:
+            return
+        self.over = True
+        if self.up is not None:
+            self._let_go()
+        exchange = self.exchange
+        self.worker.meters.exchange(exchange, time.monotonic() - exchange.started)
+        for complete in self.worker.chain.completes:
+            complete(exchange)
+        if close:
+            self.down.exchange_done()
+
+    def client_gone(self) -> None:
+        """The client closed: what is in hand is dropped, and logged with what was known."""
+        if self.over:
+            return
+        if self.task is not None:
+            self.task.cancel()
+        if self.cluster is not None:
+            self.cluster.forget(self)
+        self.finish(close=False)

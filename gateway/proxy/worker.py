@@ -1,0 +1,312 @@
+"""One worker's state beside the View: pools, caches, connections, counters, and the sweep that keeps all deadlines.
+
+It is what filters see as `exchange.services`. The View is swapped by reference; nothing here waits for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from gateway import __version__
+from gateway.bus.messages import ConnectFailures, FromWorker, MapChanged
+from gateway.bus.stats import StatsFile
+from gateway.core.errors import GatewayError
+from gateway.core.exchange import Exchange
+from gateway.core.filtering import Chain
+from gateway.core.http1.fields import FieldTable, response_table
+from gateway.core.peering import PeerAnswer, PeerMap, encode_answer
+from gateway.core.placement import Placement
+from gateway.core.tenancy import Memo
+from gateway.core.view import Ability, HeaderResolver, View
+from gateway.proxy.access import AccessLog
+from gateway.proxy.caches import Bounded
+from gateway.proxy.downstream import Downstream
+from gateway.proxy.meters import Meters
+from gateway.proxy.pool import ClusterPool
+from gateway.proxy.upstream import Phase, Upstream
+from gateway.store.reader import Reader
+from gateway.store.record import StoreError
+
+_log = logging.getLogger("landbridge.worker")
+
+SWEEP_S: Final = 0.1
+"""One timer for all deadlines of a worker: a limit is kept to a tenth of a second, at no cost per request."""
+MAP_CHECK_S: Final = 1.0
+"""How long the map may move without a word from control before the whole cache is dropped (DESIGN 2)."""
+PLACEMENTS_MAX: Final = 50_000
+HOSTS_MAX: Final = 50_000
+DIGEST_TTL_S: Final = 0.5
+
+
+class Worker:
+    """See the module. `send` gives a message to control and may lose it; `chain_for` compiles a View's filters."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        view: View,
+        chain_for: Callable[[View], Chain],
+        state_dir: Path,
+        slot: int,
+        send: Callable[[FromWorker], object],
+        access_log: AccessLog,
+    ) -> None:
+        self.loop = loop
+        self.now = loop.time
+        self.monotonic = time.monotonic
+        self.slot = slot
+        self.view = view
+        self.draining = False
+        self.downs: set[Downstream] = set()
+        self.ups: set[Upstream] = set()
+        self.response_table = response_table()
+        self.access_log = access_log
+        self.clusters: dict[str, ClusterPool] = {}
+        self.stats = StatsFile(state_dir / "stats" / f"worker-{slot}.stats")
+        self.meters = Meters(self.stats, slot, view.tenant_series)
+        self._chain_for = chain_for
+        self._send = send
+        self._reader = Reader(state_dir / "map")
+        self._placements: Bounded[str, Placement | None] = Bounded(PLACEMENTS_MAX)
+        self._owners: Bounded[str, str | None] = Bounded(HOSTS_MAX)
+        self.memo: Memo = {}
+        self._complete = False
+        self._transaction = 0
+        self._map_moved_at: float | None = None
+        self._next_map_check = 0.0
+        self._id_prefix = os.urandom(8).hex()
+        self._id_count = 0
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self._resolvers: object = None
+        self.table = FieldTable()
+        self.chain = chain_for(view)
+        self.swap(view)
+
+    # ---- the View
+
+    def swap(self, view: View) -> None:
+        """Let `view` decide from the next request on. Pools, caches and counters stay; what it no longer names goes."""
+        if view.filter_options != self.view.filter_options:
+            self.chain = self._chain_for(view)
+        names = tuple(r.name for r in view.resolvers if isinstance(r, HeaderResolver))
+        if names != self._resolvers:
+            self._resolvers = names
+            self.table = FieldTable(names)
+        for name, cluster in view.clusters.items():
+            pool = self.clusters.get(name)
+            if pool is None:
+                self.clusters[name] = ClusterPool(self, cluster)
+            else:
+                pool.configure(cluster)
+        for name in [name for name in self.clusters if name not in view.clusters]:
+            self.clusters.pop(name).retire()
+        self.meters.tenant_series = view.tenant_series
+        self.view = view
+        self.memo.clear()
+
+    def cluster(self, name: str) -> ClusterPool:
+        """The pool of a cluster. Raises GatewayError when a reload took the cluster away meanwhile."""
+        pool = self.clusters.get(name)
+        if pool is None:
+            raise GatewayError("cluster_unavailable", f"cluster {name} is not configured")
+        return pool
+
+    # ---- what filters may ask (core.exchange.Services)
+
+    def map_complete(self) -> bool:
+        if not self._complete:
+            self._complete = self._reader.complete()
+            if self._complete:
+                self._transaction = self._reader.transaction()
+        return self._complete
+
+    def placement(self, tenant: str) -> Placement | None:
+        cache = self._placements
+        if tenant in cache.items:
+            return cache.items[tenant]
+        try:
+            found = self._reader.placement(tenant)
+        except StoreError as error:
+            raise self._unreadable(error) from error
+        if self.map_complete():
+            cache.put(tenant, found)
+        return found
+
+    def host_owner(self, host: str) -> str | None:
+        cache = self._owners
+        if host in cache.items:
+            return cache.items[host]
+        try:
+            found = self._reader.host(host)
+        except StoreError as error:
+            raise self._unreadable(error) from error
+        if self.map_complete():
+            cache.put(host, found)
+        return found
+
+    def _unreadable(self, error: StoreError) -> GatewayError:
+        _log.error("tenant map: %s", error)
+        self.meters.count("landbridge_map_read_errors_total")
+        return GatewayError("map_unavailable", "this tenant's record cannot be read")
+
+    def count_map(self, metric: str) -> None:
+        self.meters.count(f"landbridge_{metric}_total")
+
+    def count_hop_rejected(self, reason: str) -> None:
+        self.meters.count("landbridge_hop_rejected_total", (("reason", reason),))
+
+    def random_id(self) -> str:
+        """Unique over workers and restarts, and cheap: 64 random bits of this process and a counter."""
+        self._id_count += 1
+        return f"{self._id_prefix}{self._id_count:08x}"
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def ready(self) -> bool:
+        """Whether this gateway should get traffic: the map stands, and it is not going away."""
+        return not self.draining and self.map_complete()
+
+    def log_exchange(self, exchange: Exchange) -> None:
+        self.access_log.write(exchange)
+
+    # ---- what control says
+
+    def map_changed(self, change: MapChanged) -> None:
+        """Forget what changed; everything, when something was missed in between."""
+        self._map_moved_at = None
+        if change.from_txn and change.from_txn == self._transaction:
+            for tenant in change.tenants:
+                self._placements.items.pop(tenant, None)
+            for host in change.hosts:
+                self._owners.items.pop(host, None)
+            if change.hosts:
+                self.memo.clear()
+            self._transaction = change.to_txn
+        elif change.to_txn != self._transaction or not change.from_txn:
+            self._drop_map_caches()
+
+    def _drop_map_caches(self) -> None:
+        self._placements.clear()
+        self._owners.clear()
+        self.memo.clear()
+        self._complete = False
+        if self.map_complete():
+            self._transaction = self._reader.transaction()
+
+    def report_failures(self, cluster: str, endpoint: str, count: int) -> None:
+        self._send(ConnectFailures(cluster, endpoint, count))
+
+    # ---- connections
+
+    def admit(self, down: Downstream) -> bool:
+        """Take a new connection in; False when this worker has its share already."""
+        self.downs.add(down)
+        return len(self.downs) <= self.view.limits.connections
+
+    def accept(self, sock: socket.socket, listener: str) -> Callable[[], Downstream]:
+        """The protocol factory of one listening socket."""
+        port = sock.getsockname()[1]
+        return lambda: Downstream(self, listener, port)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that is kept until it ends; its exception is logged, never lost."""
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a task failed", exc_info=error)
+
+    # ---- the sweep
+
+    def sweep(self) -> None:
+        """Every 100 ms: deadlines of all connections, the map's freshness, the access log's buffer."""
+        now = self.now()
+        for down in tuple(self.downs):
+            if 0.0 < down.deadline <= now:
+                down.expired()
+            relay = down.relay
+            if relay is not None and 0.0 < relay.deadline <= now:
+                relay.expired()
+        for up in tuple(self.ups):
+            if 0.0 < up.deadline <= now:
+                self._expired(up)
+        self.meters.gauge(self.meters.connections, len(self.downs))
+        self.access_log.flush()
+        if now >= self._next_map_check:
+            self._next_map_check = now + MAP_CHECK_S
+            self._check_map(now)
+
+    def _expired(self, up: Upstream) -> None:
+        up.deadline = 0.0
+        if up.phase is Phase.IDLE:
+            up.close()
+        elif up.relay is not None:
+            up.relay.upstream_failed("upstream_timeout", "")
+
+    def _check_map(self, now: float) -> None:
+        """Drop the cache when the map moved and control has not said so for a second."""
+        if not self.map_complete():
+            return
+        try:
+            moved = self._reader.transaction() != self._transaction
+        except StoreError:
+            moved = True
+        if not moved:
+            self._map_moved_at = None
+        elif self._map_moved_at is None:
+            self._map_moved_at = now
+        else:
+            self._map_moved_at = None
+            self._drop_map_caches()
+
+    # ---- peers
+
+    def peer_answer(self) -> bytes:
+        """What this gateway says of itself to another region's control (DESIGN 5.4), from the View and the store."""
+        view = self.view
+        meta = self._reader.meta()
+        age_s = max(0.0, (self.wall_ms() - meta.written_ms) / 1000) if meta.written_ms else None
+        clusters = {
+            name: Ability.ABLE if cluster.can_serve else Ability.UNABLE
+            for name, cluster in view.clusters.items()
+            if cluster.region is None
+        }
+        return encode_answer(
+            PeerAnswer(
+                region=view.region,
+                id=socket.gethostname(),
+                program=__version__,
+                config=view.config_digest,
+                wall_ms=self.wall_ms(),
+                draining=self.draining,
+                map=PeerMap(meta.complete, meta.records, meta.digest, age_s),
+                clusters=clusters,
+            )
+        )
+
+    def stats_close(self) -> None:
+        """Let go of files, once nothing counts any more."""
+        self.meters.close()
+        self._reader.close()
+
+    def close(self) -> None:
+        """Cut what is left, at the drain's limit."""
+        for down in tuple(self.downs):
+            down.abort()
+        for up in tuple(self.ups):
+            up.abort()
+        for task in tuple(self.tasks):
+            task.cancel()
+        self.access_log.flush()
