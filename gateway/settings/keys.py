@@ -86,10 +86,17 @@ def size(low: int, high: int, expected: str = "a size such as 64KiB") -> Scalar:
     def parse(text: str) -> int:
         value = units.size(text)
         if not low <= value <= high:
-            raise Wanted(f"a size from {low}B to {high // 1024**2}MiB")
+            raise Wanted(f"a size from {_written_size(low)} to {_written_size(high)}")
         return value
 
     return Scalar("size", expected, parse, substitute=low)
+
+
+def _written_size(count: int) -> str:
+    for unit in ("GiB", "MiB", "KiB"):
+        if count and count % units.BYTES[unit] == 0:
+            return f"{count // units.BYTES[unit]}{unit}"
+    return f"{count}B"
 
 
 def whole(low: int, high: int) -> Scalar:
@@ -346,7 +353,7 @@ _LIMITS: Final = {
     "header_bytes": Key(size(1024, 1024**2), "A head, and each message's trailers.", "64KiB"),
     "headers": Key(whole(8, 10_000), "Fields in a head.", "128"),
     "target_bytes": Key(size(64, 1024**2), "The request target.", "16KiB"),
-    "body_bytes": Key(OrNone(size(0, 1024**5)), "A request's body.", "none"),
+    "body_bytes": Key(OrNone(size(0, 1024**5, "none or a size such as 64KiB")), "A request's body.", "none"),
 }
 _TIMEOUTS: Final = {
     "header": Key(duration(), "From a request's first byte to the end of its head.", "10s"),

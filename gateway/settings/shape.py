@@ -140,7 +140,7 @@ class Choice:
         expected = f"{', '.join(most)} or {last}" if most else last
         if text in self.later:
             expected += f" ({text} is {NOT_YET})"
-        else:
+        elif most:
             expected += self.hint or nearest(text, self.words)
         return walk.note(node, path, expected, described(node))
 
@@ -298,6 +298,8 @@ class Record:
 def _wanted(kind: Kind) -> str:
     if isinstance(kind, Scalar):
         return kind.expected
+    if isinstance(kind, FilePath):
+        return "a path"
     return "a list" if isinstance(kind, Items) else "a mapping" if isinstance(kind, Record | Named) else kind.type_name
 
 

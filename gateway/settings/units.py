@@ -11,7 +11,7 @@ from gateway.settings.schema import Address
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)\Z")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB)\Z")
-_BYTES: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+BYTES: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%\Z")
 _WHOLE: Final = re.compile(r"[0-9]{1,18}\Z")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?\Z")
@@ -41,7 +41,7 @@ def size(text: str) -> int:
     match = _SIZE.match(text)
     if not match:
         raise ValueError("no size")
-    return int(match[1]) * _BYTES[match[2]]
+    return int(match[1]) * BYTES[match[2]]
 
 
 def percent(text: str) -> float:
