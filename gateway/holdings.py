@@ -124,8 +124,13 @@ class Listeners:
         return ", ".join(f"{name} {_address(socks[0])}" for name, socks in groups if socks)
 
     def close_traffic(self) -> None:
-        """Let go of http and hop: queued connections are refused once the workers let go as well."""
+        """End http and hop for every process that holds them, also one that is stuck: connects are refused from now on.
+
+        Closing would end nothing while a worker still has its copy; shutdown(2) ends the listening itself (Linux).
+        """
         for sock in self.http + self.hop:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
             sock.close()
 
 

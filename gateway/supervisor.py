@@ -42,6 +42,9 @@ BACKOFF_MAX_S: Final = 8.0
 SETTLED_S: Final = 10.0
 """A child that served this long is sound: its next death is a first one."""
 
+GRACE_MARGIN_S: Final = 0.25
+"""Beyond the grace, before the sockets end: workers stop accepting by a sweep of 100 ms, and must have."""
+
 STOP_LIMIT_S: Final = 2.0
 """What control gets to close its files once the workers are gone."""
 
@@ -207,7 +210,7 @@ class Supervisor:
                 child.due = now + self.commands.start_limit_s
         if self.signalled is None:
             return
-        if self.listening and now >= self.signalled + self.drain.grace:
+        if self.listening and now >= self.signalled + self.drain.grace + GRACE_MARGIN_S:
             self.listening = False
             self.listeners.close_traffic()
         left = [worker for worker in self.workers if worker.phase is not Phase.GONE]
@@ -225,7 +228,8 @@ class Supervisor:
         times = [c.due for c in self.children if c.phase is Phase.WAITING]
         times += [w.due for w in self.workers if w.phase is Phase.STARTING]
         if self.signalled is not None:
-            times += [self.signalled + s for s in (self.drain.grace, self.drain.limit) if self.signalled + s > now]
+            steps = (self.drain.grace + GRACE_MARGIN_S, self.drain.limit)
+            times += [self.signalled + step for step in steps if self.signalled + step > now]
             times.append(self.stop_sent + STOP_LIMIT_S if self.stop_sent is not None else now + 1.0)
         return max(0.0, min(times) - now) if times else None
 

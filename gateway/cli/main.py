@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from gateway.cli.output import Exit
+from gateway import __version__
+from gateway.cli.output import Exit, print_json, print_record, print_table
 
 app = typer.Typer(
     name="landbridge",
@@ -52,10 +52,7 @@ DEFAULT_CONFIG = Path("config/gateway.yaml")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        try:
-            print(f"landbridge {version('landbridge')}")
-        except PackageNotFoundError:
-            print("landbridge (from a source tree that is not installed)")
+        print(f"landbridge {__version__}")
         raise typer.Exit(0)
 
 
@@ -88,6 +85,45 @@ def check(
     if schema:
         raise typer.Exit(command.print_schema())
     raise typer.Exit(command.check(config, os.environ, region))
+
+
+@app.command()
+def explain(
+    host: Annotated[str, typer.Option("--host", metavar="NAME", help="The request's Host.")],
+    config: Config = DEFAULT_CONFIG,
+    entry: Annotated[
+        str | None, typer.Option("--from", metavar="REGION", help="The region where it enters [the configuration's].")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", metavar="NAME")] = "GET",
+    path: Annotated[str, typer.Option("--path", metavar="TARGET", help="Path and query.")] = "/",
+    header: Annotated[list[str] | None, typer.Option("--header", metavar="'NAME: VALUE'", help="May repeat.")] = None,
+    file: File = None,
+    as_json: Json = False,
+) -> None:
+    """Say what would happen to a request, and which rule decides: by the code that decides requests.
+
+    Applications and other regions are taken to be able. The map is the store of -c where a gateway has run, else the
+    tenants file that the configuration names. A refusal is an answer too: exit 0.
+    """
+    from gateway.cli.explain import as_json as to_json
+    from gateway.cli.explain import explain as decide
+    from gateway.cli.explain import summary
+    from gateway.cli.tenants import lookup_of, settings_of
+
+    settings = settings_of(config, entry)
+    with lookup_of(settings, file) as found:
+        answer = decide(
+            *(found.view, found.host_owner, found.placement, True),
+            host=host,
+            method=method,
+            path=path,
+            headers=header or [],
+        )
+    if as_json:
+        print_json(to_json(answer) | {"map": found.source})
+        return
+    print_table(("rule tried", "what came of it"), answer.steps)
+    print_record([*summary(answer), ("map", found.source)])
 
 
 @tenants_app.command("list")

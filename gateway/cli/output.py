@@ -37,10 +37,16 @@ def fail(message: str, code: Exit = Exit.FAILED) -> NoReturn:
     raise typer.Exit(int(code))
 
 
-def console() -> Console:
-    """Standard output. Markup and emoji codes are off: what is printed is data."""
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(width=width, markup=False, emoji=False, highlight=False)
+def _show(table: Table) -> None:
+    """Print it. Markup and emoji codes are off: what is printed is data."""
+    if sys.stdout.isatty():
+        Console(markup=False, emoji=False, highlight=False).print(table)
+        return
+    wide = Console(width=PIPE_WIDTH, markup=False, emoji=False, highlight=False)
+    with wide.capture() as captured:
+        wide.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 def print_json(value: Any) -> None:
@@ -55,7 +61,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
-    console().print(table)
+    _show(table)
 
 
 def print_record(pairs: Iterable[tuple[str, object]]) -> None:
@@ -65,7 +71,7 @@ def print_record(pairs: Iterable[tuple[str, object]]) -> None:
     table.add_column(overflow="fold")
     for name, value in pairs:
         table.add_row(Text(name), Text(cell(value)))
-    console().print(table)
+    _show(table)
 
 
 def cell(value: object) -> str:

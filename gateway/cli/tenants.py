@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
 import typer
 
 from gateway.cli.output import Exit, fail, print_json, print_record, print_table
+from gateway.core.conditions import Conditions
 from gateway.core.placement import NO_VERSION, Placement, State
+from gateway.core.view import View
 from gateway.settings.loader import load, read_sources
 from gateway.settings.problems import Invalid
 from gateway.settings.schema import Settings
 from gateway.settings.tenants import load_tenants
+from gateway.settings.view import build_view
 from gateway.store.reader import Reader
 from gateway.store.record import StoreError
 
@@ -83,6 +86,30 @@ def records(settings: Settings, file: Path | None) -> Iterator[Placement]:
         while page := reader.page(after, PAGE):
             yield from page
             after = page[-1].tenant
+
+
+class Lookup(NamedTuple):
+    """What `explain` decides by: this region's View (everything up and able), and a map with where it came from."""
+
+    view: View
+    host_owner: Callable[[str], str | None]
+    placement: Callable[[str], Placement | None]
+    source: str
+
+
+@contextmanager
+def lookup_of(settings: Settings, file: Path | None) -> Iterator[Lookup]:
+    """The map of `file`; without one, the store where it is complete, else the tenants file of the configuration."""
+    view = build_view(settings, Conditions(), 0)
+    if file is None:
+        with store_of(settings) as reader:
+            if reader.complete():
+                yield Lookup(view, reader.host, reader.placement, str(Path(settings.state_dir) / "map"))
+                return
+        file = Path(settings.tenant_map.file)
+    placements = {placement.tenant: placement for placement in placements_of(file, settings)}
+    hosts = {host: placement.tenant for placement in placements.values() for host in placement.hosts}
+    yield Lookup(view, hosts.get, placements.get, str(file))
 
 
 def as_dict(placement: Placement) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""A child for the supervisor's tests: a real process that speaks the real channel and accepts on the real sockets.
+
+It answers each connection with its own name and pid, writes what it was told to `events` in the state directory, one
+JSON object a line, and reads how to misbehave from `behave-<name>` there: `die` (exit 3 at once), `mute` (never say
+serving), `deaf` (read nothing), `stay` (ignore drain), `linger` (stop accepting upon drain, never end), `cling` (stay
+when the supervisor is gone). Upon SIGTERM it says draining, stops accepting and stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    for name in ("--state-dir", "--slot", "--channel", "--http", "--hop", "--config", "--admin"):
+        parser.add_argument(name)
+    options = parser.parse_args()
+    state_dir = Path(options.state_dir)
+    name = "control" if options.slot is None else f"worker-{options.slot}"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def note(**what: object) -> None:
+        with open(state_dir / "events", "a") as file:
+            file.write(json.dumps({"who": name, "pid": os.getpid(), **what}) + "\n")
+
+    behaviour_file = state_dir / f"behave-{name}"
+    behaviour = behaviour_file.read_text() if behaviour_file.exists() else ""
+    note(started=sys.argv[1:])
+    if behaviour == "die":
+        return 3
+    channel = socket.socket(fileno=int(options.channel))
+    channel.setblocking(True)
+    if behaviour == "deaf":
+        channel.sendall(b'{"state":"serving"}\n')
+        signal.pause()
+    selector = selectors.DefaultSelector()
+    selector.register(channel, selectors.EVENT_READ)
+    listeners = [socket.socket(fileno=int(fd)) for fd in (options.http or "").split(",") if fd]
+    if listeners:
+        selector.register(listeners[int(options.slot)], selectors.EVENT_READ)
+    if behaviour != "mute":
+        channel.sendall(b'{"state":"serving"}\n')
+
+    def drain_by_itself(*_: object) -> None:
+        channel.sendall(b'{"state":"draining"}\n')
+        selector.unregister(listeners[int(options.slot)])
+
+    signal.signal(signal.SIGTERM, drain_by_itself)
+    pending = b""
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is not channel:
+                listener = key.fileobj
+                assert isinstance(listener, socket.socket)
+                try:
+                    connection, _ = listener.accept()
+                except BlockingIOError:
+                    continue
+                with connection:
+                    connection.sendall(f"{name} {os.getpid()}\n".encode())
+                continue
+            data = channel.recv(65536)
+            if not data:
+                note(lost=True)
+                if behaviour != "cling":
+                    return 0
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                selector.unregister(channel)
+                continue
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                note(got=message)
+                if message["cmd"] == "adopt":
+                    for slot in message["slots"]:
+                        selector.register(listeners[slot], selectors.EVENT_READ)
+                elif message["cmd"] == "release":
+                    for slot in message["slots"]:
+                        selector.unregister(listeners[slot])
+                elif message["cmd"] == "drain" and name != "control" and behaviour == "linger":
+                    selector.unregister(listeners[int(options.slot)])
+                elif message["cmd"] == "stop" or (
+                    message["cmd"] == "drain" and name != "control" and behaviour != "stay"
+                ):
+                    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
