@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -110,18 +111,20 @@ def program() -> str:
     """How this command is called from here, to be printed and pasted."""
     called = Path(sys.argv[0])
     if called.name != "landbridge":
-        return f"{_near(Path(sys.executable), resolve=False)} -m gateway"
+        return f"{_near(Path(sys.executable))} -m gateway"
     found = shutil.which("landbridge")
     if found and Path(found).resolve() == called.resolve():
         return "landbridge"
-    return _near(called, resolve=False)
+    return _near(called)
 
 
-def _near(path: Path, resolve: bool = True) -> str:
-    """A path as one would type it here: relative below the current directory."""
-    absolute = path.resolve() if resolve else path.absolute()
-    here = Path.cwd()
-    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+def _near(path: Path) -> str:
+    """A path as one would type it here, quoted for the shell: relative below the current directory.
+
+    Symbolic links stay as they are: a virtual environment's `python` is one.
+    """
+    absolute, here = path.absolute(), Path.cwd()
+    return shlex.quote(str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute))
 
 
 def to_try(place: Layout, own_directory: bool) -> str:
