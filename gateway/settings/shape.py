@@ -328,7 +328,7 @@ class Named:
             except ValueError as error:
                 wanted = self.name.wanted(error)
                 walk.note_at(child.source, node.lines[name], inner, wanted, f"the key {shown(name)}")
-                self.kind.read(walk, child, inner)  # for its problems
+                (self.special(name) or self.kind).read(walk, child, inner)  # for its problems
                 continue
             kind = self.special(name) or self.kind
             value = kind.read(walk, child, inner)

@@ -1,0 +1,67 @@
+"""What a reload would change: every field of the settings is of exactly one kind, and no value is ever named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gateway.settings.difference import Difference, compare
+from gateway.settings.schema import Settings
+from tests.support.configs import KEY, SMALL, settings_of, write
+
+
+def changed(tmp_path: Path, old: str, new: str) -> Difference:
+    first = settings_of(write(tmp_path, SMALL + "workers: 2\n"))
+    text = SMALL.replace(old, new) if old else SMALL + new
+    if "workers" not in new:
+        text += "\nworkers: 2\n"
+    return compare(first, settings_of(write(tmp_path, text), {"HOP_KEY": KEY, "OTHER": KEY[::-1]}))
+
+
+CASES = [
+    ("region: here", "region: there", "restart", ["region"]),
+    ("", "fleet: x", "restart", ["fleet"]),
+    ("state_dir: state", "state_dir: other", "restart", ["state_dir"]),
+    ("8080", "8090", "code", ["listen.http"]),
+    (", hop: 127.0.0.1:8082", ", hop: 127.0.0.1:8083, admin: 127.0.0.1:1", "code", ["listen.admin", "listen.hop"]),
+    ("", "workers: 3", "code", ["workers"]),
+    ("", "filters: {options: {f: {a: 1}}}", "code", ["filters.options.f"]),
+    ("${HOP_KEY}", "${OTHER}", "data", ["hop_keys"]),
+    ("", "drain: {grace: 1s}", "data", ["drain.grace"]),
+    ("", "limits: {body_bytes: 1MiB}", "data", ["limits.body_bytes"]),
+    ("", "telemetry: {tenants: 1}", "data", ["telemetry.tenants"]),
+    ("", "trusted_proxies: [10.0.0.0/24]", "data", ["trusted_proxies"]),
+    ("", "tenant_map: {file: other.yaml}", "data", ["tenant_map.file"]),
+    ("127.0.0.1:9000", "127.0.0.1:9001", "data", ["clusters.app.endpoints"]),
+    ("gw.there", "gw2.there", "data", ["regions.there.gateways"]),
+    ("clusters: {", 'clusters: {"region:*": {timeouts: {idle: 1s}}, ', "data", ["clusters.region:there.timeouts.idle"]),
+    ("clusters: {", 'clusters: {b: {endpoints: ["a:1"]}, ', "data", ["clusters.b"]),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "kind", "keys"), CASES)
+def test_a_change_is_of_its_kind(tmp_path: Path, old: str, new: str, kind: str, keys: list[str]) -> None:
+    difference = changed(tmp_path, old, new)
+    found = {name: getattr(difference, name) for name in ("restart", "code", "data")}
+    if new == "region: there":  # the other region's gateways are a cluster now, this one's no longer
+        assert difference.data == ["clusters.region:here", "clusters.region:there"]
+        found["data"] = []
+    assert found == {"restart": [], "code": [], "data": []} | {kind: keys}
+    assert difference
+    assert KEY[::-1] not in str(difference)
+
+
+def test_what_means_the_same_is_no_difference(tmp_path: Path) -> None:
+    assert not changed(tmp_path, "", "# a comment\ndrain: {grace: 12000ms}\n")
+
+
+def test_every_field_is_compared(tmp_path: Path) -> None:
+    """A field that is added to the settings cannot be forgotten here: all but the derived ones count."""
+    settings = settings_of(write(tmp_path, SMALL))
+    for field in msgspec.structs.fields(Settings):
+        value = getattr(settings, field.name)
+        other = {str: "zz", int: 99, dict: {"x": 1}, tuple: ("x",)}.get(type(value), "other")
+        difference = compare(settings, msgspec.structs.replace(settings, **{field.name: other}))
+        assert bool(difference) is (field.name not in ("digest", "origins")), field.name

@@ -1,0 +1,146 @@
+# ruff: noqa: E501  a table of messages is read line by line
+"""What one key says of another: references, requirements and clashes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway.settings.loader import load, read_sources, warnings_for
+from tests.support.configs import ENVIRON, SMALL, problems_of, settings_of, write
+
+SINGLE = """\
+region: only
+listen: {http: 127.0.0.1:8080}
+state_dir: state
+regions: {only: {}}
+clusters: {app: {endpoints: ["127.0.0.1:9000"]}}
+"""
+"""One region: nothing between gateways is needed."""
+
+
+def test_one_region_needs_no_hops(tmp_path: Path) -> None:
+    assert problems_of(write(tmp_path, SINGLE)) == []
+
+
+REPLACED = [
+    ("region: here", "region: her", ['1: region: expected one of regions (did you mean here?), got "her"']),
+    ("region: here", "region: mars", ['1: region: expected one of regions, got "mars"']),
+    ('hop_keys: ["${HOP_KEY}"]', "", ["1: hop_keys: expected a key, since misroute is auto and there is more than one region, got nothing"]),
+    ('["${HOP_KEY}"]', "[]", ["7: hop_keys: expected a key, since misroute is auto and there is more than one region, got an empty list"]),
+    (", hop: 127.0.0.1:8082", "", ["2: listen.hop: expected an address, since misroute is auto and there is more than one region, got nothing"]),
+    (', gateways: ["gw.there:8082"]', "", ["6: regions.there.gateways: expected at least one gateway, since misroute is auto, got nothing"]),
+    ('"gw.there:8082"', "", ["6: regions.there.gateways: expected at least one gateway, since misroute is auto, got an empty list"]),
+    (', gateways: ["gw.here:8082"]', "", []),
+    ("clusters: {app:", "clusters: {api:", ["8: clusters.app: expected the cluster app, to which everything goes that no route matches, got nothing"]),
+    ("hop: 127.0.0.1:8082", "hop: 127.0.0.1:8080", ["2: listen.hop: expected an address that listen.http (127.0.0.1:8080) leaves free, got \"127.0.0.1:8080\""]),
+    ("hop: 127.0.0.1:8082", "hop: 0.0.0.0:8080", ["2: listen.hop: expected an address that listen.http (127.0.0.1:8080) leaves free, got \"0.0.0.0:8080\""]),
+    ("hop: 127.0.0.1:8082", 'hop: "[::]:8080"', ["2: listen.hop: expected an address that listen.http (127.0.0.1:8080) leaves free, got \"[::]:8080\""]),
+    ("hop: 127.0.0.1:8082", "hop: localhost:8081", ["2: listen.hop: expected an address that listen.admin (127.0.0.1:8081) leaves free, got \"localhost:8081\""]),
+    ("hop: 127.0.0.1:8082", "hop: 127.0.0.2:8080", []),
+    ("hop: 127.0.0.1:8082", "hop: 127.0.0.1:0", []),
+    ("http: 127.0.0.1:8080, hop: 127.0.0.1:8082", "http: 127.0.0.1:0, hop: 127.0.0.1:0, admin: 127.0.0.1:0", []),
+    ("hop: 127.0.0.1:8082", "hop: 127.0.0.1:8082, admin: 0.0.0.0:8081", ["2: listen.admin: expected a loopback address (admin.tokens are not supported yet), got \"0.0.0.0:8081\""]),
+    ("hop: 127.0.0.1:8082", 'hop: 127.0.0.1:8082, admin: "[::1]:8081"', []),
+    ("hop: 127.0.0.1:8082", "hop: gw.here:8082", ["2: listen.hop: expected an address such as 0.0.0.0:8080, got \"gw.here:8082\""]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "lines"), REPLACED)
+def test_changed(tmp_path: Path, old: str, new: str, lines: list[str]) -> None:
+    assert old in SMALL
+    assert problems_of(write(tmp_path, SMALL.replace(old, new))) == [f"gateway.yaml:{line}" for line in lines]
+
+
+ADDED = [
+    ("tenancy: {unknown: ther}", ['9: tenancy.unknown: expected reject or one of regions (did you mean there?), got "ther"']),
+    ("tenancy: {unknown: there}", []),
+    ("tenancy: {unknown: reject}", []),
+    ("routes: [{prefix: /a, cluster: apq}]", ['9: routes[0].cluster: expected one of clusters (did you mean app?), got "apq"']),
+    ("routes: [{prefix: /, cluster: app}, {prefix: /, cluster: app}]", ["9: routes[1].prefix: expected each prefix once, got that of routes[0] again"]),
+    ("routes: []", []),
+    ("routes: [5, {prefix: /a, cluster: x}]", ["9: routes[0]: expected a mapping, got 5", '9: routes[1].cluster: expected one of clusters, got "x"']),
+    ("routes: [{prefix: 5, cluster: app}, {prefix: 6, cluster: app}]", ["9: routes[0].prefix: expected a path prefix such as /api/, without query, got 5", "9: routes[1].prefix: expected a path prefix such as /api/, without query, got 6"]),
+    ("drain: {grace: 25s}", ['9: drain.grace: expected less than drain.limit (25s), got "25s"']),
+    ("drain: {limit: 12s}", ['9: drain.limit: expected more than drain.grace (12s), got "12s"']),
+    ("drain: {grace: 5s, limit: 5s}", ['9: drain.grace: expected less than drain.limit (5s), got "5s"']),
+    ("drain: {grace: x, limit: 1s}", ['9: drain.grace: expected a duration such as 250ms, got "x"']),
+    ("probes: {live: /readyz}", ['9: probes.live: expected a path other than that of probes.ready, got "/readyz"']),
+    ("probes: {live: /a, ready: /a}", ['9: probes.ready: expected a path other than that of probes.live, got "/a"']),
+    ("misroute: external", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "lines"), ADDED)
+def test_added(tmp_path: Path, line: str, lines: list[str]) -> None:
+    assert problems_of(write(tmp_path, SMALL + line + "\n")) == [f"gateway.yaml:{line}" for line in lines]
+
+
+REGION_CLUSTERS = [
+    ('"region:*": {timeouts: {idle: 9s}}', []),
+    ('"region:there": {limits: {pending: 1}}', []),
+    ('"region:here": {limits: {pending: 1}}', []),
+    ('"region:ther": {}', ['8: clusters.region:ther: expected region:* or the name of one of regions (did you mean there?), got the key "region:ther"']),
+    ('"region:": {}', ['8: clusters.region:: expected region:* or region:NAME, got the key "region:"']),
+    ('"zone:x": {endpoints: []}', ['8: clusters.zone:x: expected region:* or region:NAME, got the key "zone:x"']),
+    ('"region:*": {endpoints: ["a:1"]}', ['8: clusters.region:*.endpoints: expected a known key (timeouts, retries, limits, breaker, outliers), got "endpoints"']),
+    ('"region:*": {health: none}', ['8: clusters.region:*.health: expected a known key (timeouts, retries, limits, breaker, outliers), got "health"']),
+    ('"region:*": {timeouts: {idle: 9}}', ["8: clusters.region:*.timeouts.idle: expected a duration such as 250ms, got 9"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("entry", "lines"), REGION_CLUSTERS)
+def test_settings_for_other_regions_gateways(tmp_path: Path, entry: str, lines: list[str]) -> None:
+    text = SMALL.replace("clusters: {app:", f"clusters: {{{entry}, app:")
+    found = problems_of(write(tmp_path, text))
+    assert found == [f"gateway.yaml:{line}" for line in lines]
+
+
+def test_app_is_not_needed_when_a_route_takes_everything(tmp_path: Path) -> None:
+    text = SMALL.replace("{app:", "{api:") + "routes: [{prefix: /, cluster: api}]\n"
+    assert settings_of(write(tmp_path, text)).clusters.keys() == {"api", "region:there"}
+
+
+def test_external_without_keys_needs_somewhere_to_send_clients(tmp_path: Path) -> None:
+    text = SMALL.replace('hop_keys: ["${HOP_KEY}"]', "misroute: external").replace(", hop: 127.0.0.1:8082", "")
+    path = write(tmp_path, text)
+    assert problems_of(path) == []
+    sources = read_sources(path, ENVIRON)
+    [warning] = warnings_for(load(sources, ENVIRON), sources)
+    assert warning == (
+        f"{path}:1: hop_keys: no key: what no redirect can answer (API calls, uploads, failover) cannot be carried"
+    )
+    text = text.replace('public: "https://{tenant}.there.example.com", ', "")
+    assert problems_of(write(tmp_path, text)) == [
+        "gateway.yaml:6: regions.there.public: expected a URL, since misroute is external, got nothing"
+    ]
+
+
+def test_a_dangling_reference_from_an_overlay_or_a_variable_is_named_there(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALL, ("here", "\nroutes: [{prefix: /, cluster: x}]\n"))
+    assert problems_of(path, ENVIRON | {"LANDBRIDGE__tenancy__unknown": "mars"}) == [
+        'regions/here.yaml:2: routes[0].cluster: expected one of clusters, got "x"',
+        'LANDBRIDGE__tenancy__unknown: tenancy.unknown: expected reject or one of regions, got "mars"',
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "regions: 5",
+        "regions: {here: 5, there: {gateways: [a]}}",
+        "clusters: 5",
+        "listen: 5",
+        "routes: 5",
+        "hop_keys: 5",
+    ],
+)
+def test_what_could_not_be_read_provokes_no_further_problem(tmp_path: Path, text: str) -> None:
+    key = text.partition(":")[0]
+    keys = re.split(r"^(?=\w)", SMALL, flags=re.MULTILINE)  # each top-level key with the lines below it
+    kept = [part for part in keys if not part.startswith(f"{key}:")]
+    found = problems_of(write(tmp_path, "".join(kept) + text + "\n"))
+    assert found
+    assert all(f" {key}" in line for line in found)
