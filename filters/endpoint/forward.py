@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from gateway.core.exchange import Exchange
 from gateway.core.filtering import Answer, Forward
 from gateway.core.hop import sign, signature_of
-from gateway.core.placement import NO_VERSION
+from gateway.core.placement import NO_VERSION, Version
 from gateway.core.routing import Kind, unknown_placement
+
+TENANTS_MAX: Final = 4096
+"""Tenants whose fields are remembered: about 1 MiB; then the memory starts afresh."""
 
 
 class ForwardFilter:
@@ -19,6 +23,7 @@ class ForwardFilter:
     def __init__(self, options: Mapping[str, object]) -> None:
         if options:
             raise ValueError("takes no options")
+        self._known: dict[tuple[str, Version, str, str], bytes] = {}
 
     def __call__(self, exchange: Exchange) -> Answer:
         decision = exchange.decision
@@ -34,13 +39,22 @@ class ForwardFilter:
 
     def _tenant_fields(self, exchange: Exchange) -> bytes:
         """What the application may rely on: no client can have sent these (DESIGN 5.5)."""
-        region, hop = exchange.view.region, exchange.hop
-        hops = region if hop is None else f"{hop.source}>{region}"
-        epoch = f"X-Tenant-Epoch: {exchange.version.epoch}\r\n" if exchange.version != NO_VERSION else ""
-        return (
-            f"X-Tenant: {exchange.tenant}\r\n{epoch}X-Tenant-Home: {exchange.home}\r\n"
+        key = (exchange.tenant, exchange.version, exchange.home, "" if exchange.hop is None else exchange.hop.source)
+        known = self._known.get(key)
+        return known if known is not None else self._remember(key, exchange.view.region)
+
+    def _remember(self, key: tuple[str, Version, str, str], region: str) -> bytes:
+        """The same for all of a tenant's requests, until its record changes."""
+        if len(self._known) >= TENANTS_MAX:
+            self._known.clear()
+        tenant, version, home, source = key
+        hops = f"{source}>{region}" if source else region
+        epoch = f"X-Tenant-Epoch: {version.epoch}\r\n" if version != NO_VERSION else ""
+        fields = self._known[key] = (
+            f"X-Tenant: {tenant}\r\n{epoch}X-Tenant-Home: {home}\r\n"
             f"X-Gateway-Region: {region}\r\nX-Gateway-Hops: {hops}"
         ).encode("ascii")
+        return fields
 
     def _hop(self, exchange: Exchange, to: str, reason: str) -> bytes:
         """The signature covers what the other side acts on: method, target, Host, client and request id."""

@@ -49,6 +49,7 @@ class IdentifyFilter:
             raise ValueError("takes no options; see trusted_proxies and hop_keys")
         self._networks: tuple[Network, ...] = ()
         self._peers: dict[str, _Peer] = {}
+        self._known: dict[tuple[str, int, bytes], bytes] = {}
 
     def __call__(self, exchange: Exchange) -> Answer | None:
         request, view = exchange.request, exchange.view
@@ -60,46 +61,49 @@ class IdentifyFilter:
         peer = self._peers.get(exchange.peer)
         if peer is None or self._networks is not view.trusted_proxies:
             peer = self._meet(exchange.peer, view.trusted_proxies)
-        port, proto, kept = exchange.local_port, "http", ""
         exchange.client, exchange.forwarded_for = peer.client, peer.forwarded_for
-        if request.seen & Seen.OWN:
-            kept = kept_request_id(request.values(b"x-request-id"))
-            if peer.trusted:
-                proto, port = self._believe(exchange)
-        exchange.request_id = kept or exchange.services.random_id()
-        exchange.forwarded.append(
-            b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %d\r\nX-Forwarded-Host: %b\r\n"
-            b"X-Request-Id: %b\r\nVia: 1.1 %b"
-            % (
-                exchange.forwarded_for,
-                proto.encode("ascii"),
-                port,
-                request.host_field,
-                exchange.request_id.encode("ascii"),
-                view.token.encode("ascii"),
-            )
-        )
+        request_id = ""
+        if request.seen & Seen.REQUEST_ID:
+            request_id = kept_request_id(request.values(b"x-request-id"))
+        exchange.request_id = request_id = request_id or exchange.services.random_id()
+        if peer.trusted and request.seen & Seen.OWN:
+            fields = self._believe(exchange)
+        else:
+            key = (exchange.peer, exchange.local_port, request.host_field)
+            known = self._known.get(key)
+            fields = known if known is not None else self._remember(exchange, key)
+        exchange.forwarded.append(fields + request_id.encode("ascii"))
         return None
+
+    def _remember(self, exchange: Exchange, key: tuple[str, int, bytes]) -> bytes:
+        """The fields of a client that is who connected: they are the same for all its requests to this Host."""
+        if len(self._known) >= PEERS_MAX:
+            self._known.clear()
+        fields = self._known[key] = _fields(exchange, "http", exchange.local_port)
+        return fields
 
     def _meet(self, address: str, networks: tuple[Network, ...]) -> _Peer:
         if self._networks is not networks or len(self._peers) >= PEERS_MAX:
             self._networks = networks
             self._peers.clear()
+            self._known.clear()
         trusted = bool(networks) and is_trusted(address, networks)
         client = client_address(address, (), networks, trusted)
         peer = self._peers[address] = _Peer(trusted, client.address, client.forwarded_for)
         return peer
 
-    def _believe(self, exchange: Exchange) -> tuple[str, int]:
+    def _believe(self, exchange: Exchange) -> bytes:
         """What a trusted proxy says of its client."""
         request = exchange.request
         client = client_address(exchange.peer, request.values(b"x-forwarded-for"), self._networks, True)
         exchange.client, exchange.forwarded_for = client.address, client.forwarded_for
-        proto = forwarded_proto(request.values(b"x-forwarded-proto"), True)
-        if request.values(b"x-forwarded-proto"):
+        protos = request.values(b"x-forwarded-proto")
+        proto = forwarded_proto(protos, True)
+        if protos:
             exchange.scheme = proto
         _carry(exchange, (b"x-amzn-trace-id",))
-        return proto, forwarded_port(request.values(b"x-forwarded-port"), True, exchange.local_port)
+        port = forwarded_port(request.values(b"x-forwarded-port"), True, exchange.local_port)
+        return _fields(exchange, proto, port)
 
     def _hop(self, exchange: Exchange) -> Answer | None:
         """Another region's gateway, if its signature holds: then its word on the client stands."""
@@ -123,6 +127,20 @@ class IdentifyFilter:
         )
         _carry(exchange, (*_FORWARDED, b"x-amzn-trace-id"))
         return None
+
+
+def _fields(exchange: Exchange, proto: str, port: int) -> bytes:
+    """What we write about the client, up to the request's id, which comes last."""
+    return (
+        b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %d\r\nX-Forwarded-Host: %b\r\n"
+        b"Via: 1.1 %b\r\nX-Request-Id: "
+    ) % (
+        exchange.forwarded_for,
+        proto.encode("ascii"),
+        port,
+        exchange.request.host_field,
+        exchange.view.token.encode("ascii"),
+    )
 
 
 def _carry(exchange: Exchange, names: tuple[bytes, ...]) -> None:

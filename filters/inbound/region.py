@@ -8,7 +8,6 @@ from gateway.core.errors import GatewayError
 from gateway.core.exchange import Exchange
 from gateway.core.filtering import Answer
 from gateway.core.hop import Hop, decide_hop, sign_verdict
-from gateway.core.placement import NO_VERSION
 from gateway.core.routing import Kind, decide
 
 _ENDPOINTS = {
@@ -43,7 +42,7 @@ class RegionFilter:
         )
         exchange.decision = decision
         exchange.reason = decision.reason
-        exchange.endpoint = _ENDPOINTS[decision.kind]
+        exchange.endpoint = "forward" if decision.kind is Kind.LOCAL else _ENDPOINTS[decision.kind]
         if placement is not None:
             exchange.version = placement.version
             exchange.home = placement.home
@@ -59,7 +58,7 @@ class RegionFilter:
             exchange.services.count_map(judged.count)
         exchange.decision = judged.decision
         exchange.reason = judged.decision.reason
-        exchange.version = judged.version or NO_VERSION
+        exchange.version = judged.version
         exchange.home = judged.home
         exchange.endpoint = _ENDPOINTS[judged.decision.kind]
         if judged.verdict is not None:

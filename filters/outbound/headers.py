@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.core.exchange import Exchange
+from gateway.core.view import View
 
 
 class HeadersFilter:
@@ -15,10 +16,13 @@ class HeadersFilter:
     def __init__(self, options: Mapping[str, object]) -> None:
         if options:
             raise ValueError("takes no options")
+        self._view: View | None = None
+        self._fields = b""
 
     def __call__(self, exchange: Exchange) -> None:
         response = exchange.response
         assert response is not None
-        response.added.append(
-            f"Via: 1.1 {exchange.view.token}\r\nX-Request-Id: {exchange.request_id}".encode("latin-1")
-        )
+        if exchange.view is not self._view:
+            self._view = exchange.view
+            self._fields = f"Via: 1.1 {exchange.view.token}\r\nX-Request-Id: ".encode("ascii")
+        response.added.append(self._fields + exchange.request_id.encode("ascii"))

@@ -47,6 +47,16 @@ class Phase(Enum):
     CLOSED = auto()
 
 
+# Bound once: looking an enum member up by its class costs more than the comparison it is for.
+_CHUNKED: Final = Phase.CHUNKED
+_CLOSED: Final = Phase.CLOSED
+_HEAD: Final = Phase.HEAD
+_LENGTH: Final = Phase.LENGTH
+_LINGER: Final = Phase.LINGER
+_TUNNEL: Final = Phase.TUNNEL
+_WAIT: Final = Phase.WAIT
+
+
 class Downstream(asyncio.Protocol):
     """`deadline` is kept by the worker's sweep: monotonic seconds, 0 for none. `keep_alive` turns false once."""
 
@@ -76,7 +86,7 @@ class Downstream(asyncio.Protocol):
         self.local_port = local_port
         self.transport: asyncio.Transport | None = None
         self.peer = ""
-        self.phase = Phase.HEAD
+        self.phase = _HEAD
         self.relay: Relay | None = None
         self.keep_alive = True
         self.deadline = 0.0
@@ -101,7 +111,7 @@ class Downstream(asyncio.Protocol):
             self._answer_without_request("shed", "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.phase = Phase.CLOSED
+        self.phase = _CLOSED
         self.worker.downs.discard(self)
         relay, self.relay = self.relay, None
         if relay is not None:
@@ -109,7 +119,7 @@ class Downstream(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A client may close its sending side and still wait for the answer; then it is the last one."""
-        if self.phase is Phase.WAIT:
+        if self.phase is _WAIT:
             self.keep_alive = False
             return True
         return False
@@ -122,7 +132,7 @@ class Downstream(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._stalled = False
-        if self.phase is Phase.WAIT or self.phase is Phase.TUNNEL:
+        if self.phase is _WAIT or self.phase is _TUNNEL:
             self.deadline = 0.0
         if self.relay is not None and self.relay.up is not None:
             self.relay.up.hold_reading(False)
@@ -140,20 +150,20 @@ class Downstream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         phase = self.phase
-        if phase is Phase.HEAD:
+        if phase is _HEAD:
             self._buffer = self._buffer + data if self._buffer else data
             self._requests()
-        elif phase is Phase.LENGTH or phase is Phase.CHUNKED:
+        elif phase is _LENGTH or phase is _CHUNKED:
             self.deadline = self.worker.now() + self.worker.view.timeouts.body
             self._body(data)
-        elif phase is Phase.TUNNEL:
+        elif phase is _TUNNEL:
             assert self.relay is not None
             self.relay.tunnel_up(data)
-        elif phase is Phase.WAIT:
+        elif phase is _WAIT:
             self._buffer += data
             if len(self._buffer) > PIPELINE_BYTES_MAX:
                 self.hold_reading(True, HOLD_PIPELINE)
-        elif phase is Phase.LINGER:
+        elif phase is _LINGER:
             self._skipped += len(data)
             if self._skipped > LINGER_BYTES_MAX:
                 self.abort()
@@ -171,7 +181,7 @@ class Downstream(asyncio.Protocol):
             return
         self._running = True
         try:
-            while self._buffer and self.phase is Phase.HEAD and self._request():
+            while self._buffer and self.phase is _HEAD and self._request():
                 pass
         finally:
             self._running = False
@@ -196,7 +206,7 @@ class Downstream(asyncio.Protocol):
             return False
         relay = self._start(request)
         if request.length == 0:
-            self.phase = Phase.WAIT
+            self.phase = _WAIT
             self.deadline = 0.0
             relay.request_sent = True
         elif not self._begin_body(request, relay):
@@ -207,7 +217,7 @@ class Downstream(asyncio.Protocol):
     def _start(self, request: Request) -> Relay:
         worker = self.worker
         exchange = Exchange(
-            request, worker.view, worker, self.listener, self.peer, self.local_port, worker.monotonic(), worker.wall_ms
+            request, worker.view, worker, self.listener, self.peer, self.local_port, worker.now(), worker.wall_ms
         )
         self.relay = relay = Relay(worker, self, exchange)
         return relay
@@ -217,10 +227,10 @@ class Downstream(asyncio.Protocol):
         limits = self.worker.view.limits
         self.deadline = self.worker.now() + self.worker.view.timeouts.body
         if request.length == CHUNKED:
-            self.phase = Phase.CHUNKED
+            self.phase = _CHUNKED
             self._reader = ChunkedReader(self.worker.table, limits.header_bytes, limits.headers)
         else:
-            self.phase = Phase.LENGTH
+            self.phase = _LENGTH
             self._left = request.length
             if limits.body_bytes is not None and request.length > limits.body_bytes:
                 relay.refuse("body_too_large", f"the limit is {limits.body_bytes} bytes")
@@ -255,7 +265,7 @@ class Downstream(asyncio.Protocol):
     def _answer_without_request(self, flag: str, detail: str) -> None:
         """Refuse something that never became a request: answer, log, and close (the framing is lost)."""
         self.keep_alive = False
-        self.phase = Phase.WAIT
+        self.phase = _WAIT
         self._buffer = b""
         request = Request(b"-", b"-", 11)
         relay = self._start(request)
@@ -267,7 +277,7 @@ class Downstream(asyncio.Protocol):
     def _body(self, data: bytes) -> None:
         relay = self.relay
         assert relay is not None
-        if self.phase is Phase.LENGTH:
+        if self.phase is _LENGTH:
             left = self._left - len(data)
             relay.exchange.bytes_in += len(data) if left >= 0 else self._left
             self._left = left
@@ -307,18 +317,18 @@ class Downstream(asyncio.Protocol):
         relay.request_end(out + last_chunk(reader.trailers))
 
     def _body_done(self) -> None:
-        self.phase = Phase.WAIT
+        self.phase = _WAIT
         self.deadline = 0.0
 
     # ---- the relay's side
 
     def write(self, data: bytes) -> None:
-        if self.transport is not None and self.phase is not Phase.CLOSED:
+        if self.transport is not None and self.phase is not _CLOSED:
             self.transport.write(data)
 
     def tunnel(self) -> None:
         """From here on bytes go through unread; what came early belongs to the other side."""
-        self.phase = Phase.TUNNEL
+        self.phase = _TUNNEL
         self.deadline = 0.0
         self.keep_alive = False
         data, self._buffer = self._buffer, b""
@@ -329,12 +339,12 @@ class Downstream(asyncio.Protocol):
     def exchange_done(self) -> None:
         """The response is written: the next request, or the end."""
         self.relay = None
-        if self.phase is Phase.CLOSED:
+        if self.phase is _CLOSED:
             return
-        if not self.keep_alive or self.phase is not Phase.WAIT:
+        if not self.keep_alive or self.phase is not _WAIT:
             self.close()
             return
-        self.phase = Phase.HEAD
+        self.phase = _HEAD
         self.deadline = self.worker.now() + self.worker.view.timeouts.keepalive
         if self._held:
             self.hold_reading(False, HOLD_UPSTREAM | HOLD_PIPELINE)
@@ -343,13 +353,13 @@ class Downstream(asyncio.Protocol):
 
     def close(self) -> None:
         """Close after what was written; what still comes is read for a while, or a reset would take the answer."""
-        if self.transport is None or self.transport.is_closing() or self.phase is Phase.LINGER:
+        if self.transport is None or self.transport.is_closing() or self.phase is _LINGER:
             return
         self._buffer = b""
-        if self.phase is Phase.TUNNEL or self.phase is Phase.HEAD:
+        if self.phase is _TUNNEL or self.phase is _HEAD:
             self.transport.close()
             return
-        self.phase = Phase.LINGER
+        self.phase = _LINGER
         self.deadline = self.worker.now() + LINGER_S
         self.hold_reading(False, HOLD_UPSTREAM | HOLD_PIPELINE)
         self.transport.write_eof()
@@ -363,14 +373,14 @@ class Downstream(asyncio.Protocol):
         """The sweep found `deadline` past."""
         self.deadline = 0.0
         relay = self.relay
-        if self._stalled or self.phase is Phase.LINGER:
+        if self._stalled or self.phase is _LINGER:
             self.abort()
-        elif self.phase is Phase.HEAD:
+        elif self.phase is _HEAD:
             if self._buffer:
                 self._answer_without_request("head_timeout", "")
             elif self.transport is not None:
                 self.transport.close()
-        elif relay is not None and self.phase in (Phase.LENGTH, Phase.CHUNKED):
+        elif relay is not None and self.phase in (_LENGTH, _CHUNKED):
             if self._held:  # the application does not read: its own limit is the upstream's to enforce
                 self.deadline = self.worker.now() + self.worker.view.timeouts.body
             else:

@@ -147,12 +147,12 @@ class Process:
         except Exception:
             _log.exception("the sweep failed")
         if self.draining_since is not None:
-            self._drain_on(self.loop.time() - self.draining_since)
+            self._drain_on(self.worker.now() - self.draining_since)
 
     def drain(self) -> None:
         """Go on serving for the grace, with `Connection: close`; then no new connections; then the end."""
         if self.draining_since is None:
-            self.draining_since = self.loop.time()
+            self.draining_since = self.worker.now()
             self.worker.draining = True
             self.channel.send({"state": "draining"})
 

@@ -6,7 +6,7 @@ Labels are bounded: regions and clusters come from the configuration, tenants fr
 
 from __future__ import annotations
 
-from gateway.bus.stats import Labels, StatsFile
+from gateway.bus.stats import SUM_CELL, Labels, StatsFile, bucket_of
 from gateway.core.exchange import Exchange
 
 OTHER = "other"
@@ -22,8 +22,7 @@ class Meters:
         self._requests: dict[tuple[str, str, int], int] = {}
         self._seconds: dict[str, int] = {}
         self._tenants: dict[str, int] = {}
-        self._upstream: dict[tuple[str, str], int] = {}
-        self._upstream_seconds: dict[str, int] = {}
+        self._upstream_rows: dict[str, tuple[int, int, int]] = {}
         self._other: dict[tuple[str, Labels], int] = {}
         self.connections = stats.series("landbridge_worker_connections", (("worker", str(slot)),), reset=True)
         self.overrides = stats.series("landbridge_overrides", (), reset=True)
@@ -31,9 +30,9 @@ class Meters:
     def exchange(self, exchange: Exchange, seconds: float) -> None:
         """One exchange is over."""
         decision = exchange.decision
-        kind = "reject" if decision is None else decision.kind.value
+        kind = "reject" if decision is None else decision.kind._value_  # .value is a property, and slow
         values = self._values
-        key = (exchange.listener, kind, exchange.status // 100)
+        key = (exchange.listener, kind, exchange.status)
         index = self._requests.get(key)
         if index is None:
             index = self._requests[key] = self._request_series(*key)
@@ -41,18 +40,19 @@ class Meters:
         base = self._seconds.get(kind)
         if base is None:
             base = self._seconds[kind] = self._stats.histogram("landbridge_request_seconds", (("decision", kind),))
-        self._stats.observe(base, seconds)
+        values[base + bucket_of(seconds)] += 1
+        values[base + SUM_CELL] += int(seconds * 1e6)
         if exchange.tenant:
             index = self._tenants.get(exchange.tenant)
             if index is None:
                 index = self._tenant(exchange)
             values[index] += 1
 
-    def _request_series(self, listener: str, kind: str, hundred: int) -> int:
+    def _request_series(self, listener: str, kind: str, status: int) -> int:
         labels = (
             ("from", "hop" if listener == "hop" else "client"),
             ("decision", kind),
-            ("code_class", f"{hundred}xx"),
+            ("code_class", f"{status // 100}xx"),
         )
         return self._stats.series("landbridge_requests_total", labels)
 
@@ -68,20 +68,24 @@ class Meters:
 
     def upstream_done(self, cluster: str, status: int, seconds: float) -> None:
         """A response head came, `seconds` after the request was sent."""
-        base = self._upstream_seconds.get(cluster)
-        if base is None:
+        row = self._upstream_rows.get(cluster)
+        if row is None:
             base = self._stats.histogram("landbridge_upstream_seconds", (("cluster", cluster),))
-            self._upstream_seconds[cluster] = base
-        self._stats.observe(base, seconds)
-        self.upstream(cluster, "error" if status >= 500 else "success")
+            row = (base, self._upstream_series(cluster, "success"), self._upstream_series(cluster, "error"))
+            self._upstream_rows[cluster] = row
+        base, success, error = row
+        values = self._values
+        values[base + bucket_of(seconds)] += 1
+        values[base + SUM_CELL] += int(seconds * 1e6)
+        values[success if status < 500 else error] += 1
+
+    def _upstream_series(self, cluster: str, outcome: str) -> int:
+        labels = (("cluster", cluster), ("outcome", outcome))
+        return self._stats.series("landbridge_upstream_requests_total", labels)
 
     def upstream(self, cluster: str, outcome: str) -> None:
-        index = self._upstream.get((cluster, outcome))
-        if index is None:
-            labels = (("cluster", cluster), ("outcome", outcome))
-            index = self._stats.series("landbridge_upstream_requests_total", labels)
-            self._upstream[cluster, outcome] = index
-        self._values[index] += 1
+        """A try that brought no response head."""
+        self.count("landbridge_upstream_requests_total", (("cluster", cluster), ("outcome", outcome)))
 
     def retry(self, cluster: str) -> None:
         self.count("landbridge_retries_total", (("cluster", cluster), ("outcome", "retried")))

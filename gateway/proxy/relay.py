@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,50 +39,28 @@ class Relay:
     `request_sent`: the body has ended, whether or not a connection exists yet.
     """
 
-    __slots__ = (
-        "_tries_left",
-        "body",
-        "cluster",
-        "connecting",
-        "continued",
-        "deadline",
-        "down",
-        "exchange",
-        "head",
-        "keep_after",
-        "over",
-        "parked",
-        "request_sent",
-        "sent_at",
-        "started",
-        "task",
-        "timed_out",
-        "tried",
-        "up",
-        "worker",
-    )
+    up: Upstream | None = None
+    cluster: ClusterPool | None = None
+    head = b""
+    tried: tuple[str, ...] = ()
+    connecting: asyncio.Task[None] | None = None
+    task: asyncio.Task[None] | None = None
+    deadline = 0.0
+    sent_at = 0.0
+    request_sent = False
+    started = False
+    continued = False
+    keep_after = False
+    over = False
+    parked = False
+    timed_out = False
+    _tries_left = 0
 
     def __init__(self, worker: Worker, down: Downstream, exchange: Exchange) -> None:
         self.worker = worker
         self.down = down
         self.exchange = exchange
-        self.up: Upstream | None = None
-        self.cluster: ClusterPool | None = None
-        self.head = b""
         self.body: list[bytes] | None = []
-        self.tried: tuple[str, ...] = ()
-        self._tries_left = 0
-        self.connecting: asyncio.Task[None] | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.deadline = 0.0
-        self.sent_at = 0.0
-        self.request_sent = False
-        self.started = False
-        self.continued = False
-        self.keep_after = False
-        self.over = False
-        self.parked = False
-        self.timed_out = False
 
     # ---- the chain
 
@@ -490,7 +467,7 @@ class Relay:
         if self.up is not None:
             self._let_go()
         exchange = self.exchange
-        self.worker.meters.exchange(exchange, time.monotonic() - exchange.started)
+        self.worker.meters.exchange(exchange, self.worker.now() - exchange.started)
         for complete in self.worker.chain.completes:
             complete(exchange)
         if close:

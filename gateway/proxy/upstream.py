@@ -37,6 +37,16 @@ class Phase(Enum):
     CLOSED = auto()
 
 
+# Bound once: looking an enum member up by its class costs more than the comparison it is for.
+_CHUNKED: Final = Phase.CHUNKED
+_CLOSED: Final = Phase.CLOSED
+_HEAD: Final = Phase.HEAD
+_IDLE: Final = Phase.IDLE
+_LENGTH: Final = Phase.LENGTH
+_TUNNEL: Final = Phase.TUNNEL
+_UNTIL_CLOSE: Final = Phase.UNTIL_CLOSE
+
+
 class Upstream(asyncio.Protocol):
     """`deadline` is kept by the worker's sweep: monotonic seconds, 0 for none."""
 
@@ -61,7 +71,7 @@ class Upstream(asyncio.Protocol):
         self.pool = pool
         self.transport: asyncio.Transport | None = None
         self.relay: Relay | None = None
-        self.phase = Phase.IDLE
+        self.phase = _IDLE
         self.deadline = 0.0
         self.reused = False
         self.eof = False
@@ -74,12 +84,12 @@ class Upstream(asyncio.Protocol):
     # ---- the pool's side
 
     def alive(self) -> bool:
-        return self.phase is Phase.IDLE and self.transport is not None and not self.transport.is_closing()
+        return self.phase is _IDLE and self.transport is not None and not self.transport.is_closing()
 
     def begin(self, relay: Relay, head: bytes, deadline: float) -> None:
         """Send a request's first bytes on this connection, which is idle."""
         self.relay = relay
-        self.phase = Phase.HEAD
+        self.phase = _HEAD
         self.deadline = deadline
         self._informational = 0
         assert self.transport is not None
@@ -87,10 +97,10 @@ class Upstream(asyncio.Protocol):
 
     def close_idle(self) -> None:
         """Close a connection that the pool has already let go of."""
-        if self.phase is Phase.IDLE and self.transport is not None:
+        if self.phase is _IDLE and self.transport is not None:
             self.pool.size -= 1
             self.pool.cluster.size -= 1
-            self.phase = Phase.CLOSED
+            self.phase = _CLOSED
             self.worker.ups.discard(self)
             self.transport.close()
 
@@ -112,14 +122,14 @@ class Upstream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         phase, relay = self.phase, self.relay
-        if phase is Phase.CLOSED:
+        if phase is _CLOSED:
             return
-        self.phase = Phase.CLOSED
+        self.phase = _CLOSED
         self.relay = None
         self.worker.ups.discard(self)
-        self.pool.discard(self, was_busy=phase is not Phase.IDLE)
+        self.pool.discard(self, was_busy=phase is not _IDLE)
         if relay is not None:
-            relay.upstream_lost(self, complete=phase is Phase.UNTIL_CLOSE and self.eof and exc is None)
+            relay.upstream_lost(self, complete=phase is _UNTIL_CLOSE and self.eof and exc is None)
 
     def eof_received(self) -> None:
         self.eof = True
@@ -146,9 +156,9 @@ class Upstream(asyncio.Protocol):
         if relay is None:  # bytes that nobody asked for (RFC 9112, 9.3): the connection cannot be trusted
             if self.transport is not None:
                 self.transport.abort()
-        elif phase is Phase.HEAD:
+        elif phase is _HEAD:
             self._head(relay, data)
-        elif phase is Phase.TUNNEL:
+        elif phase is _TUNNEL:
             relay.tunnel_down(data)
         else:
             self._body(relay, data)
@@ -188,7 +198,7 @@ class Upstream(asyncio.Protocol):
             if not relay.exchange.request.upgrade or response.upgrade != frozenset((b"websocket",)):
                 self._malformed(relay, "101 without a matching Upgrade")
                 return False
-            self.phase = Phase.TUNNEL
+            self.phase = _TUNNEL
             self.deadline = 0.0
             relay.switched(self, response, rest)
             return False
@@ -207,17 +217,17 @@ class Upstream(asyncio.Protocol):
                 self._free(response.keep_alive and not stray and relay.request_sent)
                 relay.response(self, response, rest if not stray else rest[:length], True)
                 return
-            self.phase = Phase.LENGTH
+            self.phase = _LENGTH
             self._left = length - len(rest)
         elif length == UNTIL_CLOSE:
-            self.phase = Phase.UNTIL_CLOSE
+            self.phase = _UNTIL_CLOSE
         else:
             limits = self.worker.view.limits
-            self.phase = Phase.CHUNKED
+            self.phase = _CHUNKED
             self._reader = ChunkedReader(self.worker.response_table, limits.header_bytes, limits.headers)
         relay.keep_after = response.keep_alive
         self.deadline = self.worker.now() + self.pool.cluster.config.timeouts.body
-        if self.phase is Phase.CHUNKED and rest:
+        if self.phase is _CHUNKED and rest:
             relay.response(self, response, b"", False)
             if self.relay is relay:
                 self._body(relay, rest)
@@ -228,7 +238,7 @@ class Upstream(asyncio.Protocol):
 
     def _body(self, relay: Relay, data: bytes) -> None:
         self.deadline = self.worker.now() + self.pool.cluster.config.timeouts.body
-        if self.phase is Phase.LENGTH:
+        if self.phase is _LENGTH:
             left = self._left - len(data)
             self._left = left
             if left > 0:
@@ -236,9 +246,9 @@ class Upstream(asyncio.Protocol):
                 return
             self._free(relay.keep_after and left == 0 and relay.request_sent)
             relay.response_end(data if left == 0 else data[:left], [])
-        elif self.phase is Phase.UNTIL_CLOSE:
+        elif self.phase is _UNTIL_CLOSE:
             relay.response_data(data)
-        elif self.phase is Phase.CHUNKED:
+        elif self.phase is _CHUNKED:
             self._chunked(relay, data)
 
     def _chunked(self, relay: Relay, data: bytes) -> None:
@@ -261,7 +271,7 @@ class Upstream(asyncio.Protocol):
     def _free(self, reusable: bool) -> None:
         """The response is complete: back to the pool, or closed when framing or `Connection` forbid reuse."""
         self.relay = None
-        self.phase = Phase.IDLE
+        self.phase = _IDLE
         self.hold_reading(False)
         if reusable and not self.eof:
             self.reused = True
@@ -270,7 +280,7 @@ class Upstream(asyncio.Protocol):
         self.pool.busy -= 1
         self.pool.size -= 1
         self.pool.cluster.size -= 1
-        self.phase = Phase.CLOSED
+        self.phase = _CLOSED
         self.worker.ups.discard(self)
         assert self.transport is not None
         self.transport.abort()  # nothing more is written here, and nothing more is read

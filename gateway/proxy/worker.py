@@ -59,8 +59,7 @@ class Worker:
         access_log: AccessLog,
     ) -> None:
         self.loop = loop
-        self.now = loop.time
-        self.monotonic = time.monotonic
+        self.now = time.monotonic
         self.slot = slot
         self.view = view
         self.draining = False
@@ -213,7 +212,10 @@ class Worker:
 
     def accept(self, sock: socket.socket, listener: str) -> Callable[[], Downstream]:
         """The protocol factory of one listening socket."""
-        port = sock.getsockname()[1]
+        return self.accept_on(sock.getsockname()[1], listener)
+
+    def accept_on(self, port: int, listener: str) -> Callable[[], Downstream]:
+        """The protocol factory of a listener (`http` or `hop`) at this local port."""
         return lambda: Downstream(self, listener, port)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

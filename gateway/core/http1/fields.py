@@ -13,8 +13,9 @@ from typing import Final
 TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 """token, RFC 9110, 5.6.2."""
 
-_FIELD_LINE: Final = re.compile(rb"(" + TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)\Z")
-"""field-line, RFC 9112, 5: no space before the colon (5.1), no fold (5.2), no control but HTAB (RFC 9110, 5.5)."""
+_NOT_IN_VALUES: Final = bytes(set(range(256)) - set(b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))))
+"""field-value, RFC 9110, 5.5: no control character but HTAB."""
+_IN_VALUES: Final = bytes(set(range(256)) - set(_NOT_IN_VALUES))
 
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+;=%-]+)(?::([0-9]{0,5}))?\Z")
 """Host, RFC 9110, 7.2: uri-host [ ":" port ], without userinfo; a list of two (`,`) is refused."""
@@ -25,6 +26,7 @@ _NAME: Final = re.compile(TOKEN + rb"\Z")
 
 CACHE_LINES_MAX: Final = 4096
 """Distinct lines remembered per table: a few hundred kinds of client; then the memory starts afresh."""
+CACHE_NAMES_MAX: Final = 1024
 CACHE_LINE_BYTES_MAX: Final = 256
 """A longer line (a cookie, a token) seldom repeats and would make the memory large: 4096 x 256 B is 1 MiB."""
 
@@ -50,6 +52,7 @@ class Seen:
     AUTHORIZATION: Final = 2048
     BAD: Final = 4096
     LOOKALIKE: Final = 8192
+    REQUEST_ID: Final = 16384
 
 
 REFUSED_IN_TRAILERS: Final = (
@@ -78,7 +81,7 @@ _REQUEST_NAMES: Final[dict[bytes, int]] = {
     b"sec-fetch-mode": Seen.READ,
     b"authorization": Seen.AUTHORIZATION,
     b"x-amzn-trace-id": Seen.OWN,
-    b"x-request-id": Seen.OWN,
+    b"x-request-id": Seen.OWN | Seen.REQUEST_ID,
     b"x-tenant": Seen.OWN,
     b"x-tenant-epoch": Seen.OWN,
     b"x-tenant-home": Seen.OWN,
@@ -101,7 +104,7 @@ _RESPONSE_NAMES: Final[dict[bytes, int]] = {
 }
 OWN_PREFIX: Final = b"gateway-"
 _FRAMING_NAMES: Final = (b"content-length", b"transfer-encoding")
-_SECRET: Final = (b"cookie", b"authorization", b"set-cookie", b"proxy-authorization")
+_SECRET: Final = frozenset((b"cookie", b"authorization", b"set-cookie", b"proxy-authorization"))
 
 
 class Field:
@@ -126,32 +129,46 @@ def compared(name: bytes) -> bytes:
     return name.lower().replace(b"_", b"-")
 
 
-class FieldTable:
-    """Classifies request lines. `extra_names` are the names of `header:` resolvers, as compared."""
+PLAIN: Final = Field(b"", b"", b"", Seen.PLAIN)
+"""Every line that the gateway passes on and never reads."""
 
-    __slots__ = ("_names", "cache")
+
+class FieldTable:
+    """Classifies request lines. `extra_names` are the names of `header:` resolvers, as compared.
+
+    `cache` is for the parser's loop alone: line to Field; what is not in it goes through `classify`.
+    """
+
+    __slots__ = ("_known", "_names", "cache")
 
     def __init__(self, extra_names: Iterable[bytes] = (), names: dict[bytes, int] | None = None) -> None:
         self._names = dict(_REQUEST_NAMES if names is None else names)
         for name in extra_names:
             self._names[compared(name)] = self._names.get(compared(name), Seen.READ) | Seen.RESOLVER
+        self._known: dict[bytes, tuple[bytes, int]] = {}
         self.cache: dict[bytes, Field] = {}
 
     def classify(self, line: bytes) -> Field:
         """What `line` (without CRLF) is. A malformed one comes back with `BAD` set and the reason as `parsed`."""
-        field = self._read(line)
-        if len(line) <= CACHE_LINE_BYTES_MAX and field.name not in _SECRET and not field.seen & Seen.BAD:
+        raw, colon, value = line.partition(b":")
+        known = self._known.get(raw) or self._name(raw)
+        if known is None or not colon or value.translate(None, _IN_VALUES):
+            return Field(line, b"", b"", Seen.BAD, _why_not(line))
+        name, seen = known
+        if seen:
+            field = self._read(line, name, value.strip(b" \t"), seen)
+        else:
+            field = PLAIN
+        if len(line) <= CACHE_LINE_BYTES_MAX and name not in _SECRET and not field.seen & Seen.BAD:
             if len(self.cache) >= CACHE_LINES_MAX:
                 self.cache.clear()
             self.cache[line] = field
         return field
 
-    def _read(self, line: bytes) -> Field:
-        match = _FIELD_LINE.match(line)
-        if match is None:
-            return Field(line, b"", b"", Seen.BAD, _why_not(line))
-        raw, value = match.groups()
-        value = value.strip(b" \t")
+    def _name(self, raw: bytes) -> tuple[bytes, int] | None:
+        """The name as compared, and what it is to us; remembered, for there are few names. None: not a token."""
+        if _NAME.match(raw) is None:
+            return None
         lower = raw.lower()
         name = lower.replace(b"_", b"-")
         seen = self._names.get(name, Seen.PLAIN)
@@ -161,6 +178,12 @@ class FieldTable:
             seen = Seen.LOOKALIKE if name in _FRAMING_NAMES else seen & (Seen.OWN | Seen.RESOLVER)
         elif _is_lookalike(name):
             seen = Seen.LOOKALIKE
+        if len(self._known) >= CACHE_NAMES_MAX:
+            self._known.clear()
+        self._known[raw] = name, seen
+        return name, seen
+
+    def _read(self, line: bytes, name: bytes, value: bytes, seen: int) -> Field:
         parsed: object = None
         if seen & (Seen.HOST | Seen.LENGTH | Seen.CODING | Seen.CONNECTION | Seen.UPGRADE | Seen.EXPECT):
             parsed = _parse(seen, value)

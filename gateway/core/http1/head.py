@@ -24,6 +24,9 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20
 _FRAMING: Final = (
     Seen.HOST | Seen.LENGTH | Seen.CODING | Seen.CONNECTION | Seen.EXPECT | Seen.UPGRADE | Seen.LOOKALIKE | Seen.BAD
 )
+_HOST: Final = Seen.HOST
+_LENGTH: Final = Seen.LENGTH
+_CONNECTION: Final = Seen.CONNECTION
 _CONNECTION_SAFE: Final = frozenset((b"close", b"keep-alive"))
 _NEVER_NOMINATED: Final = frozenset((b"host", b"content-length", b"transfer-encoding"))
 STATUS_CACHE_MAX: Final = 256
@@ -37,20 +40,12 @@ class Request:
     (RFC 9112, 9.3). `expect` asks for a 100 (RFC 9110, 10.1.1). `upgrade` is a well-formed WebSocket handshake.
     """
 
-    __slots__ = (
-        "expect",
-        "fields",
-        "host",
-        "host_field",
-        "keep_alive",
-        "kept",
-        "length",
-        "method",
-        "seen",
-        "target",
-        "upgrade",
-        "version",
-    )
+    seen = 0
+    host = ""
+    host_field = b""
+    length = 0
+    expect = False
+    upgrade = False
 
     def __init__(self, method: bytes, target: bytes, version: int) -> None:
         self.method = method
@@ -58,13 +53,7 @@ class Request:
         self.version = version
         self.kept: list[bytes] = []
         self.fields: list[Field] = []
-        self.seen = 0
-        self.host = ""
-        self.host_field = b""
-        self.length = 0
         self.keep_alive = version == 11
-        self.expect = False
-        self.upgrade = False
 
     def values(self, name: bytes) -> list[bytes]:
         """The values of a field that the gateway knows, in order; `name` lower case with `_` as `-`."""
@@ -91,7 +80,10 @@ class Response:
     `added` are lines that outbound filters add. `own` are `Gateway-*` fields: a peer's, or an application's to strip.
     """
 
-    __slots__ = ("added", "chunked", "keep_alive", "kept", "length", "own", "start", "status", "upgrade", "version")
+    length = -2
+    chunked = False
+    upgrade: frozenset[bytes] = frozenset()
+    own: tuple[Field, ...] = ()
 
     def __init__(self, status: int, version: int, start: bytes) -> None:
         self.status = status
@@ -99,11 +91,7 @@ class Response:
         self.start = start
         self.kept: list[bytes] = []
         self.added: list[bytes] = []
-        self.own: list[Field] = []
-        self.length = UNTIL_CLOSE
-        self.chunked = False
         self.keep_alive = version == 11
-        self.upgrade: frozenset[bytes] = frozenset()
 
 
 CHUNKED: Final = -1
@@ -123,11 +111,10 @@ def parse_request(head: bytes, table: FieldTable, limits: Limits) -> Request:
     if len(target) > limits.target_bytes:
         raise GatewayError("target_too_long", f"longer than {limits.target_bytes} bytes")
     request = Request(method, target, 11 if minor == b"1" else 10)
-    kept, fields, known, seen = request.kept, request.fields, table.cache.get, 0
+    kept, fields, cache, seen = request.kept, request.fields, table.cache, 0
     del lines[0]
     for line in lines:
-        field = known(line) or table.classify(line)
-        what = field.seen
+        what = (field := cache[line] if line in cache else table.classify(line)).seen
         if what:
             if what & seen & 7:  # a second Host, Content-Length or Transfer-Encoding
                 raise GatewayError("framing_ambiguous", f"more than one {field.name.decode()} field")
@@ -137,10 +124,10 @@ def parse_request(head: bytes, table: FieldTable, limits: Limits) -> Request:
                 continue
         kept.append(line)
     request.seen = seen
-    if seen & _FRAMING != Seen.HOST:
+    if seen & _FRAMING != _HOST:
         _frame_request(request)
     for field in fields:
-        if field.seen & Seen.HOST:
+        if field.seen & _HOST:
             request.host_field = field.value
             request.host = field.parsed  # type: ignore[assignment]  # str for Host
             break
@@ -259,12 +246,11 @@ def parse_response(head: bytes, table: FieldTable, limits: Limits, method: bytes
     if len(lines) - 1 > limits.headers:
         raise GatewayError("upstream_malformed", f"more than {limits.headers} fields")
     response = Response(status, version, out)
-    kept, known, seen = response.kept, table.cache.get, 0
+    kept, cache, seen = response.kept, table.cache, 0
     special: list[Field] = []
     del lines[0]
     for line in lines:
-        field = known(line) or table.classify(line)
-        what = field.seen
+        what = (field := cache[line] if line in cache else table.classify(line)).seen
         if what:
             if what & seen & 6:
                 raise GatewayError("upstream_malformed", f"more than one {field.name.decode()} field")
@@ -273,7 +259,7 @@ def parse_response(head: bytes, table: FieldTable, limits: Limits, method: bytes
             if what & DROPPED:
                 continue
         kept.append(line)
-    if seen == Seen.LENGTH:
+    if seen == _LENGTH:
         response.length = special[0].parsed  # type: ignore[assignment]  # int for Content-Length
     elif seen:
         _frame_response(response, special, seen)
@@ -316,7 +302,7 @@ def _frame_response(response: Response, special: list[Field], seen: int) -> None
         elif what & Seen.UPGRADE:
             response.upgrade |= field.parsed  # type: ignore[operator]
         elif what & Seen.OWN:
-            response.own.append(field)
+            response.own += (field,)
 
 
 def _response_connection(response: Response, field: Field) -> None:

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""The plain path without a kernel: microseconds of Python per request, from the client's bytes to the last write.
+
+    python bench/hot_path.py [--requests 20000] [--rounds 7] [--profile] [--fresh]
+
+A worker with its real filters, map, counters and pools; only the two transports are stand-ins that drop what is
+written. `--fresh` makes one field line of every request new, as a load balancer's trace id does. Prints the median
+and the fastest of the rounds; use it to compare two trees on one machine, not as a claim about sockets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import pstats
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import uvloop
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gateway.core.placement import Placement
+from gateway.proxy.upstream import Upstream
+from tests.support.dataplane import cluster, data_plane, view
+
+HEAD = b"\r\n".join(
+    (
+        b"GET /api/v1/items?x=1 HTTP/1.1",
+        b"Host: acme.test",
+        b"User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36",
+        b"Accept: application/json, text/plain, */*",
+        b"Accept-Encoding: gzip, deflate, br",
+        b"Accept-Language: en-US,en;q=0.9",
+        b"X-Forwarded-For: 203.0.113.7",
+        b"X-Forwarded-Proto: https",
+        b"X-Forwarded-Port: 443",
+        b"X-Amzn-Trace-Id: Root=1-67891233-%024d",
+        b"Cookie: session=abcdef0123456789; theme=dark",
+        b"\r\n",
+    )
+)
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nServer: app\r\nDate: Tue, 24 Nov 2026 19:22:40 GMT\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 120\r\nConnection: keep-alive\r\n\r\n" + b"x" * 120
+)
+
+
+class Dropped:
+    """A transport whose bytes go nowhere."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+    def write(self, data: bytes) -> None:
+        self.writes += 1
+
+    def get_extra_info(self, name: str) -> object:
+        return ("127.0.0.1", 50000) if name == "peername" else None
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+    abort = close
+
+
+def one_round(down: object, up: Upstream, requests: int, fresh: bool) -> float:
+    heads = [HEAD % (n if fresh else 0) for n in range(requests)]
+    received, answered = down.data_received, up.data_received  # type: ignore[attr-defined]
+    start = time.perf_counter()
+    for head in heads:
+        received(head)
+        answered(ANSWER)
+    return (time.perf_counter() - start) / requests * 1e6
+
+
+async def run(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        snapshot = view(cluster("app", 9), access_log_path=None)
+        async with data_plane(Path(folder), snapshot, [Placement(tenant="acme", home="us-east-1")]) as plane:
+            worker = plane.worker
+            down = worker.accept_on(8080, "http")()
+            down.connection_made(Dropped())  # type: ignore[arg-type]
+            pool = worker.clusters["app"].endpoints["127.0.0.1:9"]
+            up = Upstream(worker, pool)
+            up.connection_made(Dropped())  # type: ignore[arg-type]
+            pool.busy = pool.size = 1
+            pool.release(up, worker.now() + 1e6)
+            one_round(down, up, 2000, options.fresh)
+            profile = cProfile.Profile() if options.profile else None
+            if profile:
+                profile.enable()
+            times = [one_round(down, up, options.requests, options.fresh) for _ in range(options.rounds)]
+            if profile:
+                profile.disable()
+                pstats.Stats(profile).sort_stats("tottime").print_stats(35)
+            assert up.transport is not None
+            print(f"{statistics.median(times):.2f} us per request, fastest round {min(times):.2f}")
+            worker.downs.clear()
+            worker.ups.clear()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=20000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
+    options = parser.parse_args()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(options))
+
+
+if __name__ == "__main__":
+    main()
