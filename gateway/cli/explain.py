@@ -1,4 +1,4 @@
-"""`landbridge explain`, as text: which rules were tried for a request, and what they came to.
+"""`landbridge explain`, in words: which rules were tried for a request, and what they came to.
 
 What is printed comes from `core.explain`, which asks the functions that decide requests.
 """
@@ -12,7 +12,7 @@ import msgspec
 from gateway.core.explain import Explanation, explain
 from gateway.core.routing import Kind
 
-__all__ = ["Explanation", "as_json", "explain", "outcome", "render", "summary"]
+__all__ = ["Explanation", "as_json", "explain", "outcome", "summary"]
 
 
 def outcome(answer: Explanation) -> str:
@@ -39,20 +39,14 @@ def summary(answer: Explanation) -> list[tuple[str, object]]:
     if answer.home:
         standby = ", ".join(answer.standby) or "none"
         pairs.append(("record", f"{answer.state}, home {answer.home}, standby {standby}, failover {answer.failover}"))
-        pairs.append(("version", answer.version))
+        pairs.append(("version", answer.version or "none"))
     pairs += [("decision", answer.decision), ("outcome", outcome(answer))]
     return pairs
-
-
-def render(answer: Explanation) -> str:
-    """Plain text without a table: the rules that were tried, a line each, then the summary."""
-    width = max((len(step.rule) for step in answer.steps), default=0)
-    tried = [f"{step.rule:<{width}}  {step.outcome}" for step in answer.steps]
-    return "\n".join([*tried, "", *(f"{name:<8}  {value}" for name, value in summary(answer))])
 
 
 def as_json(answer: Explanation) -> dict[str, Any]:
     """For `--json`: every property; each step as `{rule, outcome}`."""
     made: dict[str, Any] = msgspec.to_builtins(answer)
+    made["standby"] = list(answer.standby)
     made["steps"] = [{"rule": rule, "outcome": came} for rule, came in answer.steps]
     return made

@@ -15,7 +15,7 @@ from gateway.core.errors import FLAGS, GatewayError
 from gateway.core.hop import loops
 from gateway.core.http1.fields import FieldTable
 from gateway.core.http1.head import Request, parse_request
-from gateway.core.placement import Placement
+from gateway.core.placement import NO_VERSION, Placement
 from gateway.core.routing import Decision, Kind, decide, unknown_placement
 from gateway.core.tenancy import HostOwner, Resolved, Step, Trace, resolve
 from gateway.core.view import HeaderResolver, View
@@ -104,7 +104,7 @@ def explain(
         standby=() if placement is None else placement.standby,
         failover="" if placement is None else placement.failover,
         state="" if placement is None else placement.state,
-        version="" if placement is None else str(placement.version),
+        version="" if placement is None or placement.version == NO_VERSION else str(placement.version),
         decision=decision.kind,
         reason=decision.reason,
         region=decision.region,

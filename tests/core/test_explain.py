@@ -1,0 +1,97 @@
+"""`explain`: the rules that were tried and what decided, as the deciding functions tell it themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.cli.explain import as_json, outcome, summary
+from gateway.core.explain import Explanation, explain
+from gateway.core.placement import NO_VERSION, Failover
+from gateway.core.tenancy import Step
+from gateway.core.view import HeaderResolver, HostResolver, PathResolver, View
+from tests.support.facts import HERE, THERE, knowing, record, template, world
+
+MAP = {"acme": record(), "globex": record(THERE, tenant="globex", standby=(HERE,), failover=Failover.ALL)}
+MAP["bare"] = record(tenant="bare", version=NO_VERSION)
+RESOLVERS = (HostResolver(template("{tenant}.example.com")), HeaderResolver(b"x-tenant-id"))
+
+
+def why(host: str, view: View | None = None, complete: bool = True, **more: Any) -> Explanation:
+    view = view or world(resolvers=RESOLVERS)
+    return explain(view, {"shop.acme.com": "acme"}.get, MAP.get, complete, host=host, **more)
+
+
+def test_served_here() -> None:
+    answer = why("ACME.example.com:8080", path="/a?b")
+    assert (answer.tenant, answer.named_by, answer.decision, answer.reason) == (
+        "acme", "host: {tenant}.example.com", "local", "home",
+    )  # fmt: skip
+    assert (answer.region, answer.cluster, answer.status, answer.flag) == (HERE, "app", None, "")
+    assert outcome(answer) == "served here (us-east-1) by cluster app, reason home"
+    assert answer.steps[-1] == Step("rule 3: home is here, cluster app", "serves")
+
+
+def test_carried_and_sent() -> None:
+    assert outcome(why("globex.example.com")) == "carried to eu-west-1 through region:eu-west-1, reason misroute"
+    sent = why("globex.example.com", headers=["Accept: text/html"])
+    assert (sent.status, sent.location) == (307, "https://globex.eu-west-1.example.com/")
+    assert outcome(sent).startswith("sent to eu-west-1 with 307, Location: https://globex.")
+    assert why("globex.example.com", headers=["Accept: text/html", "Authorization: x"]).location == ""
+
+
+def test_entering_elsewhere_and_failing_over() -> None:
+    assert why("globex.example.com", world(THERE, resolvers=RESOLVERS)).decision == "local"
+    down = why("globex.example.com", knowing(resolvers=RESOLVERS, unable=(THERE,)), method="POST")
+    assert (down.decision, down.reason, down.region) == ("local", "failover", HERE)
+
+
+@pytest.mark.parametrize(
+    ("question", "flag", "last"),
+    [
+        ({"host": "elsewhere.test"}, "tenant_missing", "refused"),
+        ({"host": "nobody.example.com"}, "tenant_unknown", "rule 1: known"),
+        ({"host": "nobody.example.com", "complete": False}, "map_unavailable", "rule 1: known"),
+        ({"host": "x.test", "headers": ["X-Tenant-Id: a", "X_Tenant_ID: b"]}, "tenant_conflict", "refused"),
+        ({"host": "acme.example.com", "headers": ["Via: 1.1 us-east-1.landbridge"]}, "loop", "refused"),
+        ({"host": "acme.example.com", "headers": ["no colon"]}, "request_malformed", "refused"),
+        ({"host": "acme.example.com", "headers": ["A: b\r\nHost: c"]}, "request_malformed", "refused"),
+        ({"host": "acme.example.com", "headers": ["Host: globex.example.com"]}, "framing_ambiguous", "refused"),
+        ({"host": "a b", "path": "/x"}, "request_malformed", "refused"),
+        ({"host": "acme.example.com", "path": "x"}, "target_malformed", "refused"),
+        ({"host": "acme.example.com", "method": "CONNECT", "path": "a:1"}, "connect_refused", "refused"),
+    ],
+)
+def test_a_refusal_is_explained_too(question: dict[str, Any], flag: str, last: str) -> None:
+    answer = why(**question)
+    assert (answer.decision, answer.flag, answer.steps[-1].rule) == ("reject", flag, last)
+    assert answer.status is not None
+    assert answer.detail
+    assert outcome(answer) == f"refused with {answer.status} {flag}: {answer.detail}"
+
+
+def test_unknown_tenants_may_have_a_home() -> None:
+    answer = why("nobody.example.com", world(resolvers=RESOLVERS, unknown=THERE))
+    assert (answer.decision, answer.home, answer.failover) == ("internal_redirect", THERE, "manual")
+
+
+def test_a_path_is_the_request_target_as_it_is_sent() -> None:
+    view = world(resolvers=(PathResolver(b"/t/", b"/"),))
+    assert why("x.test", view, path="/t/acme/../b").flag == "target_malformed"
+    assert why("x.test", view, path="/t/acme/b").tenant == "acme"
+
+
+def test_words_and_json() -> None:
+    answer = why("globex.example.com")
+    said = dict(summary(answer))
+    assert said["tenant"] == "globex (by host: {tenant}.example.com)"
+    assert said["record"] == "active, home eu-west-1, standby us-east-1, failover all"
+    assert said["version"] == "7.0."
+    assert dict(summary(why("bare.example.com")))["version"] == "none"
+    assert [name for name, _ in summary(why("elsewhere.test"))] == ["request", "host", "enters", "decision", "outcome"]
+    made = as_json(answer)
+    assert made["steps"][0] == {"rule": "head", "outcome": "valid"}
+    assert made["standby"] == [HERE]
+    assert msgspec.json.decode(msgspec.json.encode(answer))["decision"] == "internal_redirect"
