@@ -242,7 +242,7 @@ def _read_hop(fields: dict[str, str], request: RequestFacts) -> Hop:
             version=None if fields.get("ver", "-") == "-" else parse_version(fields["ver"]),
             home="" if asks else _region(fields["home"]),
             standby=_regions(fields.get("standby", "")),
-            failover=Failover(fields.get("failover", Failover.MANUAL)),
+            failover=Failover.MANUAL if asks else Failover(fields["failover"]),
             reason=Reason(fields["reason"]),
             deadline_s=float(fields.get("deadline", 0)),
             ts=int(fields["ts"]),
@@ -271,7 +271,7 @@ def _split(value: bytes) -> tuple[bytes, dict[str, str]]:
 
 def _in_order(fields: dict[str, str], keys: tuple[str, ...], reserved: tuple[str, ...]) -> None:
     """ValueError unless exactly `keys` of all `reserved` ones are there, in this order, whatever is between them."""
-    if tuple(key for key in fields if key in reserved) != keys:
+    if tuple(fields) != keys and tuple(key for key in fields if key in reserved) != keys:
         raise ValueError("keys")
 
 
