@@ -13,20 +13,20 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
+import msgspec
+
 if TYPE_CHECKING:
     from gateway.core.exchange import Exchange
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(msgspec.Struct, frozen=True, gc=False):
     """Send the request to a cluster of this View. `reason` stands in the log and in the metrics."""
 
     cluster: str
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Respond:
+class Respond(msgspec.Struct, frozen=True, gc=False):
     """Answer now. `fields` are (name, value) pairs without framing fields: the worker writes those."""
 
     status: int
@@ -34,8 +34,7 @@ class Respond:
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Park:
+class Park(msgspec.Struct, frozen=True, gc=False):
     """Keep the request until the monotonic time `until`, then run the chain again."""
 
     until: float
@@ -49,7 +48,7 @@ class InboundFilter(Protocol):
 
     name: str
 
-    def __call__(self, exchange: Exchange) -> Answer | None | Awaitable[Answer | None]: ...
+    def __call__(self, exchange: Exchange) -> Answer | Awaitable[Answer | None] | None: ...
 
 
 class EndpointFilter(Protocol):

@@ -28,7 +28,7 @@ LOCAL_DOWN_S: Final = 2.0
 class EndpointPool:
     """One endpoint's connections in this worker. `busy` counts requests in hand, connects included."""
 
-    __slots__ = ("busy", "cluster", "down_until", "endpoint", "failures", "idle", "size")
+    __slots__ = ("busy", "cluster", "down_until", "endpoint", "failures", "gone", "idle", "size")
 
     def __init__(self, cluster: ClusterPool, endpoint: Endpoint) -> None:
         self.cluster = cluster
@@ -38,6 +38,7 @@ class EndpointPool:
         self.size = 0
         self.failures = 0
         self.down_until = 0.0
+        self.gone = False
 
     def __repr__(self) -> str:
         return f"<{self.cluster.name} {self.endpoint.key}: {self.busy} busy, {len(self.idle)} idle>"
@@ -49,11 +50,17 @@ class EndpointPool:
         if cluster.waiting:
             cluster.hand_over(up, now)
             return
-        if cluster.retired or self.endpoint.key not in cluster.endpoints:
+        if self.gone:
             up.close()
             return
         up.deadline = now + cluster.config.timeouts.idle
         self.idle.append(up)
+
+    def leave(self) -> None:
+        """The configuration no longer names this endpoint: what is in hand ends, nothing is pooled any more."""
+        self.gone = True
+        for up in tuple(self.idle):
+            up.close()
 
     def discard(self, up: Upstream, was_busy: bool) -> None:
         """A connection is gone."""
@@ -78,7 +85,6 @@ class ClusterPool:
         self.usable: tuple[EndpointPool, ...] = ()
         self.size = 0
         self.waiting: deque[Relay] = deque()
-        self.retired = False
         self.configure(config)
 
     def configure(self, config: Cluster) -> None:
@@ -95,22 +101,20 @@ class ClusterPool:
         self.endpoints = kept
         self.usable = tuple(kept[e.key] for e in config.usable)
         for pool in gone.values():
-            for up in tuple(pool.idle):
-                up.close()
+            pool.leave()
 
     def retire(self) -> None:
         """The cluster left the configuration: exchanges in hand end, nothing is pooled any more."""
-        self.retired = True
         for pool in self.endpoints.values():
-            for up in tuple(pool.idle):
-                up.close()
+            pool.leave()
 
     def acquire(self, relay: Relay, now: float) -> Upstream | None:
         """A warm connection, or None: then the relay is called with one, or with a failure.
 
         Raises GatewayError(cluster_unavailable, region_unreachable, shed).
         """
-        pool = self._choose(relay, now)
+        usable = self.usable
+        pool = usable[0] if len(usable) == 1 and not usable[0].failures else self._choose(relay, now)
         idle = pool.idle
         while idle:
             up = idle.pop()
@@ -128,10 +132,7 @@ class ClusterPool:
         return None
 
     def _choose(self, relay: Relay, now: float) -> EndpointPool:
-        usable = self.usable
-        if len(usable) == 1 and usable[0].down_until <= now and not relay.tried:
-            return usable[0]
-        ready = [pool for pool in usable if pool.down_until <= now]
+        ready = [pool for pool in self.usable if pool.down_until <= now]
         fresh = [pool for pool in ready if pool.endpoint.key not in relay.tried]
         if not ready:
             if self.config.region is not None:

@@ -53,15 +53,18 @@ class Seen:
     BAD: Final = 4096
     LOOKALIKE: Final = 8192
     REQUEST_ID: Final = 16384
+    KEEP_ALIVE: Final = 32768
 
 
 REFUSED_IN_TRAILERS: Final = (
     Seen.HOST | Seen.LENGTH | Seen.CODING | Seen.CONNECTION | Seen.EXPECT | Seen.UPGRADE | Seen.HOP_BY_HOP | Seen.OWN
-    | Seen.RESOLVER | Seen.AUTHORIZATION | Seen.LOOKALIKE | Seen.VIA
+    | Seen.KEEP_ALIVE | Seen.RESOLVER | Seen.AUTHORIZATION | Seen.LOOKALIKE | Seen.VIA
 )  # fmt: skip
 """Framing, routing and the gateway's own fields decide before a trailer arrives (RFC 9110, 6.5.1)."""
 
-DROPPED: Final = Seen.CODING | Seen.CONNECTION | Seen.EXPECT | Seen.UPGRADE | Seen.HOP_BY_HOP | Seen.OWN
+DROPPED: Final = (
+    Seen.CODING | Seen.CONNECTION | Seen.EXPECT | Seen.UPGRADE | Seen.HOP_BY_HOP | Seen.OWN | Seen.KEEP_ALIVE
+)
 """Lines that never reach the other side as they came (RFC 9110, 7.6.1; DESIGN 5.5)."""
 
 _REQUEST_NAMES: Final[dict[bytes, int]] = {
@@ -104,6 +107,7 @@ _RESPONSE_NAMES: Final[dict[bytes, int]] = {
 }
 OWN_PREFIX: Final = b"gateway-"
 _FRAMING_NAMES: Final = (b"content-length", b"transfer-encoding")
+_KEEP_ALIVE_ONLY: Final = frozenset((b"keep-alive",))
 _SECRET: Final = frozenset((b"cookie", b"authorization", b"set-cookie", b"proxy-authorization"))
 
 
@@ -189,6 +193,8 @@ class FieldTable:
             parsed = _parse(seen, value)
             if parsed is None:
                 return Field(line, name, value, seen | Seen.BAD, f"the value of {name.decode()} is not valid")
+            if parsed == _KEEP_ALIVE_ONLY and seen == Seen.CONNECTION:
+                seen = Seen.KEEP_ALIVE  # most clients and servers say so, and in HTTP/1.1 it says nothing
         return Field(line, name, value, seen, parsed)
 
 

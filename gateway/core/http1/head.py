@@ -26,7 +26,7 @@ _FRAMING: Final = (
 )
 _HOST: Final = Seen.HOST
 _LENGTH: Final = Seen.LENGTH
-_CONNECTION: Final = Seen.CONNECTION
+_KEEP_ALIVE: Final = Seen.KEEP_ALIVE
 _CONNECTION_SAFE: Final = frozenset((b"close", b"keep-alive"))
 _NEVER_NOMINATED: Final = frozenset((b"host", b"content-length", b"transfer-encoding"))
 STATUS_CACHE_MAX: Final = 256
@@ -124,7 +124,7 @@ def parse_request(head: bytes, table: FieldTable, limits: Limits) -> Request:
                 continue
         kept.append(line)
     request.seen = seen
-    if seen & _FRAMING != _HOST:
+    if seen & _FRAMING != _HOST or request.version == 10:
         _frame_request(request)
     for field in fields:
         if field.seen & _HOST:
@@ -157,6 +157,8 @@ def _frame_request(request: Request) -> None:
         raise GatewayError("framing_ambiguous", "a field's name looks like a framing field's")
     if not seen & Seen.HOST and request.version == 11:
         raise GatewayError("request_malformed", "Host is missing")  # RFC 9112, 3.2
+    if seen & Seen.KEEP_ALIVE:
+        request.keep_alive = True
     for field in request.fields:
         what = field.seen
         if what & Seen.CODING:
@@ -259,8 +261,9 @@ def parse_response(head: bytes, table: FieldTable, limits: Limits, method: bytes
             if what & DROPPED:
                 continue
         kept.append(line)
-    if seen == _LENGTH:
-        response.length = special[0].parsed  # type: ignore[assignment]  # int for Content-Length
+    if seen & ~_KEEP_ALIVE == _LENGTH and response.version == 11:
+        length = special[0].parsed if special[0].seen == _LENGTH else special[1].parsed
+        response.length = length  # type: ignore[assignment]  # int for Content-Length
     elif seen:
         _frame_response(response, special, seen)
     if status < 200 or status == 204 or status == 304 or method == b"HEAD":
@@ -288,6 +291,8 @@ def _frame_response(response: Response, special: list[Field], seen: int) -> None
         raise GatewayError("upstream_malformed", "a field line is not valid")
     if seen & Seen.CODING and (seen & Seen.LENGTH or response.version == 10):
         raise GatewayError("upstream_malformed", "the framing is ambiguous")
+    if seen & _KEEP_ALIVE:
+        response.keep_alive = True
     for field in special:
         what = field.seen
         if what & Seen.LENGTH:
