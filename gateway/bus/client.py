@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -48,8 +49,7 @@ class _Connection(asyncio.Protocol):
             payloads = self._reader.feed(data)
         except FrameTooLong as error:
             _log.warning("bus: %s: connecting again", error)
-            assert self.transport is not None
-            self.transport.abort()
+            self.abort()
             return
         for payload in payloads:
             try:
@@ -63,6 +63,10 @@ class _Connection(asyncio.Protocol):
         self.transport = None
         self.lost.set()
 
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
 
 class BusClient:
     """The bus, seen from a worker. Callbacks run in the event loop and must not block.
@@ -75,6 +79,7 @@ class BusClient:
         self._on_message = on_message
         self._on_connect = on_connect
         self._connection = _Connection(self)
+        self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -100,14 +105,11 @@ class BusClient:
         return True
 
     async def close(self) -> None:
-        """Stop for good."""
-        if self._task is None:
-            return
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        if self._connection.transport is not None:
-            self._connection.transport.abort()
-            await self._connection.lost.wait()
+        """Stop for good. Nothing is cancelled: uvloop forgets a transport whose making was cancelled."""
+        self._stop.set()
+        self._connection.abort()
+        if self._task is not None:
+            await asyncio.wait([self._task])
 
     def heard(self, message: FromControl) -> None:
         """A message came (called by the connection)."""
@@ -115,12 +117,13 @@ class BusClient:
 
     async def _stay_connected(self) -> None:
         retry_s = RETRY_MIN_S
-        while True:
+        while not self._stop.is_set():
             if await self._connect():
                 retry_s = RETRY_MIN_S
-                self._guarded(self._on_connect)
                 await self._connection.lost.wait()
-            await asyncio.sleep(retry_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(retry_s):
+                    await self._stop.wait()
             retry_s = min(2 * retry_s, RETRY_MAX_S)
 
     async def _connect(self) -> bool:
@@ -134,6 +137,10 @@ class BusClient:
         except OSError:
             sock.close()
             return False
+        if self._stop.is_set():
+            connection.abort()
+        else:
+            self._guarded(self._on_connect)
         return True
 
     @staticmethod
