@@ -31,7 +31,13 @@ MARK: Final = ".landbridge-demo"
 
 READY_LIMIT_S: Final = 60.0
 APP_LIMIT_S: Final = 15.0
+PEER_PATHS: Final = "/.landbridge/"
+"""What gateways ask each other each second: in the log, not on the console."""
+
 TAIL_S: Final = 0.1
+TAIL_LINES_MAX: Final = 20
+"""Of one region in one tenth of a second: what is more (a load test) is counted, for a terminal cannot follow it."""
+
 ASK_AGAIN_S: Final = 0.05
 LINE_MAX_BYTES: Final = 1024
 KILL_AFTER_S: Final = DRAIN_LIMIT_S + 5.0
@@ -303,8 +309,13 @@ class _Demo:
                     files.append((region, stack.enter_context(_read_on(path)), access))
             while True:
                 for region, file, access in files:
-                    for line in _whole_lines(file):
-                        print(f"{region:15} {decision(line) if access else line.decode(errors='replace')}", flush=True)
+                    lines = [decision(line) if access else said(line) for line in _whole_lines(file)]
+                    shown = [line for line in lines if line]
+                    for line in shown[:TAIL_LINES_MAX]:
+                        print(f"{region:15} {line}")
+                    if len(shown) > TAIL_LINES_MAX:
+                        print(f"{region:15} ... and {len(shown) - TAIL_LINES_MAX} more")
+                sys.stdout.flush()
                 await asyncio.sleep(TAIL_S)
 
 
@@ -329,10 +340,17 @@ def _whole_lines(file: BinaryIO) -> list[bytes]:
     return data[:end].splitlines()
 
 
+def said(line: bytes) -> str:
+    """A line of a gateway's own log, as it is."""
+    return line.decode(errors="replace")
+
+
 def decision(line: bytes) -> str:
-    """An access-log line in short: who asked for what, what was decided, how it ended."""
+    """An access-log line in short: who asked for what, what was decided, how it ended. "" for gateways' own talk."""
     try:
         entry: dict[str, Any] = json.loads(line)
+        if str(entry["path"]).startswith(PEER_PATHS):
+            return ""
         what = entry["decision"] or "-"
         if entry["reason"]:
             what += f" ({entry['reason']})"

@@ -143,6 +143,7 @@ def test_a_decision_in_short() -> None:
     assert demo.decision(json.dumps(refused).encode()).split() == (
         "client GET /x - reject 404 tenant_unknown 4.2 ms".split()
     )
+    assert demo.decision(json.dumps(entry | {"path": "/.landbridge/peer"}).encode()) == ""
     assert demo.decision(b"no json") == "no json"
     assert demo.decision(b'{"other": 1}') == '{"other": 1}'
 
