@@ -118,10 +118,7 @@ class Downstream(asyncio.Protocol):
             relay.client_gone()
 
     def eof_received(self) -> bool:
-        """A client may close its sending side and still wait for the answer; then it is the last one."""
-        if self.phase is _WAIT:
-            self.keep_alive = False
-            return True
+        """A client that closes its side is taken to have left, as nginx and Envoy do: nobody waits for an answer."""
         return False
 
     def pause_writing(self) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("landbridge.relay")
 HOP_MARGIN_S: Final = 0.5
 """What is left of a hop's deadline for the way back (DESIGN 5.4)."""
+CLIENT_GONE: Final = 499
+"""In log and metrics only, after nginx: the client left before there was an answer."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -481,4 +483,6 @@ class Relay:
             self.task.cancel()
         if self.cluster is not None:
             self.cluster.forget(self)
+        if not self.started:
+            self.exchange.status = CLIENT_GONE
         self.finish(close=False)
