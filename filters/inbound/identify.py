@@ -7,7 +7,7 @@ is readable also when keys or clocks are wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from gateway.core.client import (
     client_address,
@@ -27,16 +27,10 @@ from gateway.core.view import Network
 PEERS_MAX: Final = 4096
 """Addresses remembered: the load balancer's nodes are a handful, clients without one in front are many."""
 
+_VIA: Final = Seen.VIA
+_REQUEST_ID: Final = Seen.REQUEST_ID
 _FORWARDED: Final = (b"x-forwarded-proto", b"x-forwarded-port", b"x-forwarded-host")
 _JSON: Final = ((b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store"))
-
-
-class _Peer(NamedTuple):
-    """What is known of an address that connects: whether to believe it, and what to write where it is the client."""
-
-    trusted: bool
-    client: str
-    forwarded_for: bytes
 
 
 class IdentifyFilter:
@@ -48,62 +42,64 @@ class IdentifyFilter:
         if options:
             raise ValueError("takes no options; see trusted_proxies and hop_keys")
         self._networks: tuple[Network, ...] = ()
-        self._peers: dict[str, _Peer] = {}
-        self._known: dict[tuple[str, int, bytes], bytes] = {}
+        self._peers: dict[str, bool] = {}
+        self._known: dict[tuple[str, int, bytes], tuple[str, bytes, bytes]] = {}
 
     def __call__(self, exchange: Exchange) -> Answer | None:
         request, view = exchange.request, exchange.view
-        if request.seen & Seen.VIA and loops(request.values(b"via"), view.token):
+        if request.seen & _VIA and loops(request.values(b"via"), view.token):
             exchange.request_id = exchange.services.random_id()
             raise GatewayError("loop", f"Via already names {view.token}")
         if exchange.listener == "hop":
             return self._hop(exchange)
-        peer = self._peers.get(exchange.peer)
-        if peer is None or self._networks is not view.trusted_proxies:
-            peer = self._meet(exchange.peer, view.trusted_proxies)
-        exchange.client, exchange.forwarded_for = peer.client, peer.forwarded_for
         request_id = ""
-        if request.seen & Seen.REQUEST_ID:
+        if request.seen & _REQUEST_ID:
             request_id = kept_request_id(request.values(b"x-request-id"))
         exchange.request_id = request_id = request_id or exchange.services.random_id()
-        if peer.trusted and request.seen & Seen.OWN:
-            fields = self._believe(exchange)
-        else:
-            key = (exchange.peer, exchange.local_port, request.host_field)
-            known = self._known.get(key)
-            fields = known if known is not None else self._remember(exchange, key)
+        if self._networks is not view.trusted_proxies:
+            self._networks = view.trusted_proxies
+            self._peers.clear()
+            self._known.clear()
+        key = (exchange.peer, exchange.local_port, request.host_field)
+        known = self._known.get(key)
+        if known is None:
+            known = self._meet(exchange, key)
+        exchange.client, exchange.forwarded_for, fields = known
         exchange.forwarded.append(fields + request_id.encode("ascii"))
         return None
 
-    def _remember(self, exchange: Exchange, key: tuple[str, int, bytes]) -> bytes:
-        """The fields of a client that is who connected: they are the same for all its requests to this Host."""
+    def _meet(self, exchange: Exchange, key: tuple[str, int, bytes]) -> tuple[str, bytes, bytes]:
+        """Client, `X-Forwarded-For` and fields. Of a client that is who connected they are remembered: they are the
+        same for all its requests to this Host."""
+        address = exchange.peer
+        trusted = self._peers.get(address)
+        if trusted is None:
+            if len(self._peers) >= PEERS_MAX:
+                self._peers.clear()
+            trusted = self._peers[address] = bool(self._networks) and is_trusted(address, self._networks)
+        if trusted and exchange.request.seen & Seen.OWN:
+            return self._believe(exchange)
+        client = client_address(address, (), self._networks, trusted)
+        exchange.forwarded_for = client.forwarded_for
         if len(self._known) >= PEERS_MAX:
             self._known.clear()
-        fields = self._known[key] = _fields(exchange, "http", exchange.local_port)
-        return fields
+        known = (client.address, client.forwarded_for, _fields(exchange, "http", exchange.local_port))
+        if not trusted:
+            self._known[key] = known
+        return known
 
-    def _meet(self, address: str, networks: tuple[Network, ...]) -> _Peer:
-        if self._networks is not networks or len(self._peers) >= PEERS_MAX:
-            self._networks = networks
-            self._peers.clear()
-            self._known.clear()
-        trusted = bool(networks) and is_trusted(address, networks)
-        client = client_address(address, (), networks, trusted)
-        peer = self._peers[address] = _Peer(trusted, client.address, client.forwarded_for)
-        return peer
-
-    def _believe(self, exchange: Exchange) -> bytes:
+    def _believe(self, exchange: Exchange) -> tuple[str, bytes, bytes]:
         """What a trusted proxy says of its client."""
         request = exchange.request
         client = client_address(exchange.peer, request.values(b"x-forwarded-for"), self._networks, True)
-        exchange.client, exchange.forwarded_for = client.address, client.forwarded_for
+        exchange.forwarded_for = client.forwarded_for
         protos = request.values(b"x-forwarded-proto")
         proto = forwarded_proto(protos, True)
         if protos:
             exchange.scheme = proto
         _carry(exchange, (b"x-amzn-trace-id",))
         port = forwarded_port(request.values(b"x-forwarded-port"), True, exchange.local_port)
-        return _fields(exchange, proto, port)
+        return client.address, client.forwarded_for, _fields(exchange, proto, port)
 
     def _hop(self, exchange: Exchange) -> Answer | None:
         """Another region's gateway, if its signature holds: then its word on the client stands."""

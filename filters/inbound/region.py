@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from gateway.core.errors import GatewayError
 from gateway.core.exchange import Exchange
 from gateway.core.filtering import Answer
 from gateway.core.hop import Hop, decide_hop, sign_verdict
-from gateway.core.routing import Kind, decide
+from gateway.core.placement import Placement
+from gateway.core.routing import Decision, Kind, decide
+from gateway.core.view import View
 
-_ENDPOINTS = {
+TENANTS_MAX: Final = 4096
+"""Tenants whose decision is remembered, for as long as neither their record nor the View changes."""
+
+_ENDPOINTS: Final = {
     Kind.LOCAL: "forward",
     Kind.INTERNAL_REDIRECT: "forward",
     Kind.EXTERNAL_REDIRECT: "redirect",
@@ -27,6 +33,7 @@ class RegionFilter:
     def __init__(self, options: Mapping[str, object]) -> None:
         if options:
             raise ValueError("takes no options")
+        self._known: dict[str, tuple[Placement, View, Decision]] = {}
 
     def __call__(self, exchange: Exchange) -> Answer | None:
         services = exchange.services
@@ -35,11 +42,12 @@ class RegionFilter:
         if exchange.hop is not None:
             self._judge(exchange, exchange.hop)
             return None
-        resolved = exchange.resolved
-        assert resolved is not None
-        decision = decide(
-            exchange.request, resolved, placement, exchange.view, services.map_complete(), None, exchange.scheme
-        )
+        view = exchange.view
+        known = self._known.get(exchange.tenant)
+        if known is not None and known[0] is placement and known[1] is view:
+            decision = known[2]
+        else:
+            decision = self._decide(exchange, placement)
         exchange.decision = decision
         exchange.reason = decision.reason
         exchange.endpoint = "forward" if decision.kind is Kind.LOCAL else _ENDPOINTS[decision.kind]
@@ -49,6 +57,23 @@ class RegionFilter:
         else:
             exchange.home = decision.region
         return None
+
+    def _decide(self, exchange: Exchange, placement: Placement | None) -> Decision:
+        """By the rules; remembered where they look at nothing of the request: served here, by a cluster of its own."""
+        view, resolved = exchange.view, exchange.resolved
+        assert resolved is not None
+        complete = exchange.services.map_complete()
+        decision = decide(exchange.request, resolved, placement, view, complete, None, exchange.scheme)
+        if (
+            placement is not None
+            and decision.kind is Kind.LOCAL
+            and placement.home == view.region
+            and (placement.cluster is not None or len(view.routes) == 1)
+        ):
+            if len(self._known) >= TENANTS_MAX:
+                self._known.clear()
+            self._known[exchange.tenant] = placement, view, decision
+        return decision
 
     def _judge(self, exchange: Exchange, hop: Hop) -> None:
         """A hop is served here or refused with what we know better; it is never sent on."""

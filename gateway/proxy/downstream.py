@@ -15,7 +15,7 @@ from gateway.core.errors import GatewayError
 from gateway.core.exchange import Exchange
 from gateway.core.http1.body import BodyError, ChunkedReader, chunk, last_chunk
 from gateway.core.http1.fields import TOKEN
-from gateway.core.http1.head import CHUNKED, Request, parse_request
+from gateway.core.http1.head import CHUNKED, Memory, Request, parse_request
 from gateway.proxy.relay import Relay
 from gateway.proxy.upstream import BARE_LF
 
@@ -64,6 +64,7 @@ class Downstream(asyncio.Protocol):
         "_buffer",
         "_held",
         "_left",
+        "_memory",
         "_reader",
         "_running",
         "_scanned",
@@ -91,6 +92,7 @@ class Downstream(asyncio.Protocol):
         self.keep_alive = True
         self.deadline = 0.0
         self._buffer = b""
+        self._memory = Memory()
         self._scanned = 0
         self._held = 0
         self._left = 0
@@ -197,7 +199,7 @@ class Downstream(asyncio.Protocol):
         self._scanned = 0
         self._buffer = data[end + 4 :]
         try:
-            request = parse_request(data[:end], worker.table, limits)
+            request = parse_request(data[:end], worker.table, limits, self._memory)
         except GatewayError as error:
             self._answer_without_request(error.flag.name, error.detail)
             return False

@@ -98,8 +98,60 @@ CHUNKED: Final = -1
 UNTIL_CLOSE: Final = -2
 
 
-def parse_request(head: bytes, table: FieldTable, limits: Limits) -> Request:
+class Memory:
+    """The last field block of one connection, as bytes and as read.
+
+    A client that keeps its connection sends the same fields again and again, word for word, unless something in
+    front of it numbers its requests. Only blocks that frame nothing are remembered: what they mean does not depend on
+    the request line.
+    """
+
+    __slots__ = ("block", "fields", "host", "host_field", "kept", "seen", "table")
+
+    def __init__(self) -> None:
+        self.block = b""
+        self.table: FieldTable | None = None
+
+    def take(self, block: bytes, table: FieldTable, request: Request) -> None:
+        """Remember what `block` was read as, before any filter changes the request."""
+        self.block, self.table = block, table
+        self.kept = request.kept.copy()
+        self.fields, self.seen = request.fields, request.seen
+        self.host, self.host_field = request.host, request.host_field
+
+
+def parse_request(head: bytes, table: FieldTable, limits: Limits, memory: Memory | None = None) -> Request:
     """Read a head without its final CRLF CRLF. Raises GatewayError (400, 414, 431, 501, 505)."""
+    if memory is None:
+        return _parse_whole(head, table, limits)
+    at = head.find(b"\r\n")
+    block = head[at:]
+    if block == memory.block and table is memory.table:
+        request = _again(head[:at], limits, memory)
+        if request is not None:
+            return request
+    request = _parse_whole(head, table, limits)
+    if request.seen & _FRAMING == _HOST and request.version == 11 and head.startswith(request.method + b" /"):
+        memory.take(block, table, request)
+    return request
+
+
+def _again(start: bytes, limits: Limits, memory: Memory) -> Request | None:
+    """A request with remembered fields; None where the request line needs a closer look."""
+    match = _REQUEST_LINE.match(start)
+    if match is None:
+        return None
+    method, target, minor = match.groups()
+    if target[0] != 47 or minor != b"1" or method == b"CONNECT" or len(target) > limits.target_bytes:
+        return None
+    request = Request(method, target, 11)
+    request.kept = memory.kept.copy()
+    request.fields, request.seen = memory.fields, memory.seen
+    request.host, request.host_field = memory.host, memory.host_field
+    return request
+
+
+def _parse_whole(head: bytes, table: FieldTable, limits: Limits) -> Request:
     lines = head.split(b"\r\n")
     start = lines[0]
     match = _REQUEST_LINE.match(start)
