@@ -25,7 +25,6 @@ from gateway.core.peering import PeerAnswer, PeerMap, encode_answer
 from gateway.core.placement import Placement
 from gateway.core.tenancy import Memo
 from gateway.core.view import Ability, HeaderResolver, View
-from gateway.proxy.access import AccessLog
 from gateway.proxy.caches import Bounded
 from gateway.proxy.downstream import Downstream
 from gateway.proxy.meters import Meters
@@ -33,6 +32,7 @@ from gateway.proxy.pool import ClusterPool
 from gateway.proxy.upstream import Phase, Upstream
 from gateway.store.reader import Reader
 from gateway.store.record import StoreError
+from gateway.telemetry.access_log import AccessLog
 
 _log = logging.getLogger("landbridge.worker")
 
@@ -67,6 +67,7 @@ class Worker:
         self.ups: set[Upstream] = set()
         self.response_table = response_table()
         self.access_log = access_log
+        access_log.on_drop = self._log_dropped
         self.clusters: dict[str, ClusterPool] = {}
         self.stats = StatsFile(state_dir / "stats" / f"worker-{slot}.stats")
         self.meters = Meters(self.stats, slot, view.tenant_series)
@@ -175,6 +176,9 @@ class Worker:
 
     def log_exchange(self, exchange: Exchange) -> None:
         self.access_log.write(exchange)
+
+    def _log_dropped(self, lines: int) -> None:
+        self.meters.count("landbridge_log_dropped_total", (), lines)
 
     # ---- what control says
 

@@ -1,0 +1,281 @@
+"""Every metric's name, kind, help and labels in one table, and the rendering of one scrape.
+
+`docs/metrics.md` is made from the table and a test holds them together. A series that the table does not know, or that
+has other labels than it says, is left out: a file written by an older program must not spoil a scrape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+Labels = tuple[tuple[str, str], ...]
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""What `render` returns, for the response's Content-Type."""
+
+MICROSECONDS: Final = 1e6
+"""Histograms' sums are kept in microseconds and shown in seconds."""
+
+
+class Kind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Metric(NamedTuple):
+    """One row. `labels` are in the order in which they are shown."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+_ROWS: Final = (
+    Metric(
+        "landbridge_requests_total",
+        Kind.COUNTER,
+        "Requests that were answered, by where they came from (client, hop), decision and class of status",
+        ("from", "decision", "code_class"),
+    ),
+    Metric(
+        "landbridge_request_seconds",
+        Kind.HISTOGRAM,
+        "From a request's first byte to its response's last, by decision",
+        ("decision",),
+    ),
+    Metric(
+        "landbridge_upstream_seconds",
+        Kind.HISTOGRAM,
+        "From a request sent upstream to the head of its response, by cluster",
+        ("cluster",),
+    ),
+    Metric(
+        "landbridge_upstream_requests_total",
+        Kind.COUNTER,
+        "Requests sent upstream, by cluster and outcome (a class of status, or how it failed)",
+        ("cluster", "outcome"),
+    ),
+    Metric(
+        "landbridge_retries_total",
+        Kind.COUNTER,
+        "Requests that were sent again on another connection, by cluster and outcome",
+        ("cluster", "outcome"),
+    ),
+    Metric(
+        "landbridge_endpoint_up",
+        Kind.GAUGE,
+        "1 while an endpoint may get new requests",
+        ("cluster", "endpoint"),
+    ),
+    Metric("landbridge_cluster_able", Kind.GAUGE, "1 while a cluster can serve", ("cluster",)),
+    Metric(
+        "landbridge_hops_total",
+        Kind.COUNTER,
+        "Requests carried to another region, by region and outcome (served, redirected, unavailable, refused, loop, "
+        "error)",
+        ("peer", "outcome"),
+    ),
+    Metric(
+        "landbridge_hop_rejected_total",
+        Kind.COUNTER,
+        "Requests on listen.hop without a valid hop, by reason (missing, form, key, clock, destination)",
+        ("reason",),
+    ),
+    Metric(
+        "landbridge_peer_able",
+        Kind.GAUGE,
+        "1 while another region's cluster is known to be able to serve",
+        ("peer", "cluster"),
+    ),
+    Metric(
+        "landbridge_peer_skew_seconds",
+        Kind.GAUGE,
+        "How far another region's clock is ahead of ours",
+        ("peer",),
+    ),
+    Metric("landbridge_overrides", Kind.GAUGE, "Tenants for which another region's word stands above the map"),
+    Metric(
+        "landbridge_tenant_requests_total",
+        Kind.COUNTER,
+        "Requests by tenant: the first telemetry.tenants have a series, the rest are `other`",
+        ("tenant",),
+    ),
+    Metric("landbridge_map_records", Kind.GAUGE, "Records in the tenant map"),
+    Metric("landbridge_map_age_seconds", Kind.GAUGE, "Time since the tenant map was last known to be current"),
+    Metric("landbridge_map_stale", Kind.GAUGE, "1 while the tenant map's source cannot be read"),
+    Metric(
+        "landbridge_map_behind_total",
+        Kind.COUNTER,
+        "Hops that were served by a newer record than ours: this region's map is behind",
+    ),
+    Metric(
+        "landbridge_map_differs_total",
+        Kind.COUNTER,
+        "Hops whose record has our version and other content: two regions' maps differ",
+    ),
+    Metric(
+        "landbridge_map_loss_guard_pending",
+        Kind.GAUGE,
+        "1 while a change that removes too many tenants waits for `landbridge map confirm`",
+    ),
+    Metric(
+        "landbridge_map_read_errors_total",
+        Kind.COUNTER,
+        "Lookups in the tenant map on disk that failed: each is a request answered map_unavailable",
+    ),
+    Metric(
+        "landbridge_filter_errors_total",
+        Kind.COUNTER,
+        "Exceptions that a filter raised and was not meant to",
+        ("filter",),
+    ),
+    Metric("landbridge_worker_connections", Kind.GAUGE, "Clients' connections that are open, by worker", ("worker",)),
+    Metric("landbridge_worker_restarts_total", Kind.COUNTER, "Workers that ended unasked and were started again"),
+    Metric(
+        "landbridge_config_reloads_total",
+        Kind.COUNTER,
+        "Changes of configuration or tenants file, by source (config, tenants) and result (applied, refused)",
+        ("source", "result"),
+    ),
+    Metric("landbridge_draining", Kind.GAUGE, "1 while this gateway drains"),
+    Metric(
+        "landbridge_log_dropped_total",
+        Kind.COUNTER,
+        "Access-log lines that were dropped because their reader was too slow or gone",
+    ),
+    Metric(
+        "landbridge_stats_overflow_total",
+        Kind.COUNTER,
+        "Series that could not be counted because a process's stats file is full",
+    ),
+    Metric(
+        "landbridge_stats_set_aside_total",
+        Kind.COUNTER,
+        "Stats files that were damaged and had to be started anew: counters fell",
+    ),
+)
+
+METRICS: Final[dict[str, Metric]] = {row.name: row for row in _ROWS}
+
+
+def render(series: Mapping[tuple[str, Labels], int], gauges: Mapping[tuple[str, Labels], float]) -> bytes:
+    """One scrape in the Prometheus text format.
+
+    `series` are sums over the mapped files: a histogram is one `<name>_bucket` per bound (label `le`, not cumulative)
+    and `<name>_sum` in microseconds. `gauges` are what the caller knows now, counters among them; where both have a
+    series they are added. Counters without labels are always shown, so that their first increase is one.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Scrape(series, gauges))
+    return generate_latest(registry)
+
+
+class _Scrape(Collector):
+    """One scrape's values, grouped by metric, as prometheus-client wants them."""
+
+    def __init__(self, series: Mapping[tuple[str, Labels], int], gauges: Mapping[tuple[str, Labels], float]) -> None:
+        self._values: dict[str, dict[tuple[str, ...], float]] = {}
+        self._buckets: dict[str, dict[tuple[str, ...], dict[str, int]]] = {}
+        for (name, labels), count in series.items():
+            if not self._take_histogram(name, labels, count):
+                self._take(name, labels, count)
+        for (name, labels), value in gauges.items():
+            self._take(name, labels, value)
+
+    def collect(self) -> Iterator[Family]:
+        for metric in METRICS.values():
+            if metric.kind is Kind.HISTOGRAM:
+                yield self._histogram(metric)
+            else:
+                yield self._plain(metric)
+
+    def _take(self, name: str, labels: Labels, value: float) -> None:
+        metric = METRICS.get(name)
+        if metric is None or metric.kind is Kind.HISTOGRAM:
+            return
+        key = _in_order(metric, labels)
+        if key is not None:
+            values = self._values.setdefault(name, {})
+            values[key] = values.get(key, 0) + value
+
+    def _take_histogram(self, name: str, labels: Labels, count: int) -> bool:
+        """Whether this was part of a histogram."""
+        stem, _, part = name.rpartition("_")
+        metric = METRICS.get(stem)
+        if metric is None or metric.kind is not Kind.HISTOGRAM or part not in ("bucket", "sum"):
+            return False
+        bound = dict(labels).get("le", "") if part == "bucket" else "sum"
+        key = _in_order(metric, tuple(label for label in labels if label[0] != "le"))
+        if key is not None and bound:
+            self._buckets.setdefault(stem, {}).setdefault(key, {})[bound] = count
+        return True
+
+    def _plain(self, metric: Metric) -> Family:
+        family: CounterMetricFamily | GaugeMetricFamily
+        if metric.kind is Kind.COUNTER:
+            family = CounterMetricFamily(metric.name.removesuffix("_total"), metric.help, labels=metric.labels)
+        else:
+            family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+        values = self._values.get(metric.name, {})
+        if metric.kind is Kind.COUNTER and not metric.labels:
+            values = {(): 0.0} | values
+        for key in sorted(values):
+            family.add_metric(key, values[key])
+        return family
+
+    def _histogram(self, metric: Metric) -> Family:
+        family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+        for key, counts in sorted(self._buckets.get(metric.name, {}).items()):
+            cumulative = 0
+            buckets: list[tuple[str, float]] = []
+            for bound in sorted((b for b in counts if b != "sum"), key=float):  # float("+Inf") is the last
+                cumulative += counts[bound]
+                buckets.append((bound, cumulative))
+            family.add_metric(key, buckets, counts.get("sum", 0) / MICROSECONDS)
+        return family
+
+
+def _in_order(metric: Metric, labels: Labels) -> tuple[str, ...] | None:
+    """The labels' values in the table's order, or None when they are not the table's labels."""
+    values = dict(labels)
+    if len(values) != len(metric.labels) or len(labels) != len(values):
+        return None
+    try:
+        return tuple(values[name] for name in metric.labels)
+    except KeyError:
+        return None
+
+
+def render_markdown() -> str:
+    """The content of `docs/metrics.md`."""
+    lines = [
+        "# Metrics",
+        "",
+        "What `GET /metrics` on `listen.admin` shows, in the Prometheus text format. This page is made from the table",
+        "in `gateway/telemetry/metrics.py` (`python -m gateway.telemetry.metrics > docs/metrics.md`).",
+        "",
+        "Counters belong to mapped files in `state_dir/stats`, not to processes: a worker or control process that is",
+        "killed and restarted loses no count. Labels are bounded. A histogram `x` is the series `x_bucket`, `x_sum`",
+        "(seconds) and `x_count`.",
+        "",
+        "| metric | kind | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    for metric in METRICS.values():
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(render_markdown(), end="")
