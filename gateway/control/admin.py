@@ -23,6 +23,7 @@ from gateway.control.metrics import gauges, scrape
 from gateway.core.errors import FLAGS, GatewayError
 from gateway.core.explain import explain
 from gateway.store.record import StoreError
+from gateway.telemetry.metrics import CONTENT_TYPE
 
 LOG = logging.getLogger("landbridge.control")
 
@@ -137,7 +138,7 @@ async def ready(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     facts = request.app[FACTS]
     body = await asyncio.to_thread(scrape, facts.state_dir, gauges(facts))
-    return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8", **_NO_STORE})
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE, **_NO_STORE})
 
 
 # --- api

@@ -345,6 +345,8 @@ def main() -> int:
     log = logging.StreamHandler(sys.stderr)
     log.setFormatter(LogLines())
     logging.basicConfig(level=logging.INFO, handlers=[log])
+    # What fails in a handler is logged by `admin.guard`; what is left is garbage on the socket, with a traceback each.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     logging.raiseExceptions = False  # a reader of our log that is gone must not end control
     options = parse_options(sys.argv[1:])
     with asyncio.Runner(loop_factory=loop_factory()) as runner:

@@ -5,12 +5,12 @@ Counters belong to files, not to processes, so they do not fall when a worker or
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from gateway.bus.stats import Labels, read_series
 from gateway.control.facts import Facts
-from gateway.control.shown import map_age_s
 from gateway.core.view import Ability
 from gateway.store.record import StoreError
 from gateway.telemetry.metrics import render
@@ -61,10 +61,7 @@ def _peers(facts: Facts, found: Gauges) -> None:
 def _map(facts: Facts, found: Gauges) -> None:
     found["landbridge_map_stale", ()] = facts.tenants.stale
     found["landbridge_map_loss_guard_pending", ()] = facts.tenants.guard_pending
-    try:
+    if facts.tenants.age_s is not None:
+        found["landbridge_map_age_seconds", ()] = facts.tenants.age_s
+    with suppress(StoreError):  # a map that cannot be read: /readyz and the log say so
         found["landbridge_map_records", ()] = facts.writer.meta().records
-        age_s = map_age_s(facts)
-    except StoreError:
-        return  # a map that cannot be read has neither; /readyz and the log say so
-    if age_s is not None:
-        found["landbridge_map_age_seconds", ()] = age_s

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -63,7 +62,7 @@ def map_status(facts: Facts) -> dict[str, Any]:
         "digest": meta.digest,
         "transaction": meta.transaction,
         "written": _time(meta.written_ms) if meta.written_ms else None,
-        "age_s": map_age_s(facts),
+        "age_s": source.age_s,
         "stale": source.stale,
         "source": facts.settings.tenant_map.source,
         "file": str(source.path),
@@ -71,12 +70,6 @@ def map_status(facts: Facts) -> dict[str, Any]:
         "last_error": _outcome(source.last_error),
         "loss_guard_pending": source.guard_pending,
     }
-
-
-def map_age_s(facts: Facts) -> float | None:
-    """Seconds since the map last changed; None before it was ever written."""
-    written_ms = facts.writer.meta().written_ms
-    return max(0.0, round(time.time() - written_ms / 1000, 3)) if written_ms else None
 
 
 def regions(facts: Facts, now: float) -> list[dict[str, Any]]:

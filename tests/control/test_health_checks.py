@@ -22,10 +22,8 @@ FAST = HealthSettings("/healthz", interval=0.05, healthy=2, unhealthy=3)
 
 @pytest.fixture
 async def application() -> AsyncIterator[Application]:
-    made = Application(ok)
-    await made.start()
-    yield made
-    await made.stop()
+    async with Application(ok) as made:
+        yield made
 
 
 def endpoint(application: Application) -> Endpoint:

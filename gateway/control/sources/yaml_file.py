@@ -104,6 +104,7 @@ class YamlFile:
         self._changed = changed
         self._ended = ended
         self._wall_ms = wall_ms
+        self._stale_since_ms = writer.meta().written_ms
         self._lock = asyncio.Lock()
 
     @property
@@ -114,6 +115,13 @@ class YamlFile:
     def stale(self) -> bool:
         """Whether the map is not what the file says, as far as is known."""
         return self.last is None or self.last.result == REFUSED
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the map was last known to be what the file says: 0 while it is, None if it never was."""
+        if not self.stale:
+            return 0.0
+        return max(0.0, (self._wall_ms() - self._stale_since_ms) / 1000) if self._stale_since_ms else None
 
     async def reload(self, cause: str) -> bool:
         """Read the file and make the map hold what it says; whether that was done."""
@@ -163,6 +171,8 @@ class YamlFile:
         LOG.error("tenants refused (%s), the map stays as it is:", cause)
         for problem in refused.problems:
             LOG.error("%s", problem)
+        if not self.stale:
+            self._stale_since_ms = self._wall_ms()
         self.guard_pending = refused.guarded
         self.last_error = Outcome(self._wall_ms(), "tenants", cause, REFUSED, refused.problems)
         self._end(self.last_error)

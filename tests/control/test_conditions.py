@@ -1,0 +1,134 @@
+"""All that control knows, brought to one value; and what of it is said in the log."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.control.conditions import Judge, describe
+from gateway.core.conditions import Conditions, PeerCondition
+from gateway.core.peering import PeerAnswer
+from gateway.core.view import Ability
+from gateway.settings.schema import (
+    Address,
+    ClusterSettings,
+    HealthSettings,
+    Listen,
+    RegionSettings,
+    Settings,
+    TenantMapSettings,
+)
+from gateway.settings.view import build_view
+
+SETTINGS = Settings(
+    region="us",
+    listen=Listen(Address("127.0.0.1", 0)),
+    state_dir="/nowhere",
+    tenant_map=TenantMapSettings("tenants.yaml"),
+    hop_keys=("k" * 32,),
+    clusters={
+        "app": ClusterSettings((Address("app.internal", 80),), health=HealthSettings("/healthz")),
+        "web": ClusterSettings((Address("10.0.0.9", 80),)),
+    },
+    regions={
+        "us": RegionSettings(gateways=(Address("10.1.0.1", 82),)),
+        "eu": RegionSettings(gateways=(Address("10.2.0.1", 82), Address("10.2.0.2", 82))),
+        "ap": RegionSettings(),
+    },
+)
+ADDRESSES: dict[str, tuple[str, ...]] = {"app.internal": ("10.0.0.1", "10.0.0.2")}
+
+
+@pytest.fixture
+def judge() -> Judge:
+    made = Judge()
+    view = build_view(SETTINGS, Conditions(addresses=ADDRESSES), 0)
+    made.cover(SETTINGS, view, ADDRESSES)
+    return made
+
+
+def answer(draining: bool = False) -> PeerAnswer:
+    return PeerAnswer(region="eu", wall_ms=0, draining=draining, clusters={"app": Ability.ABLE})
+
+
+def test_nothing_known_is_nothing_down(judge: Judge) -> None:
+    found = judge.conclude(0.0)
+    unprobed = PeerCondition(probed=False, reachable=True, clusters={})
+    assert found == Conditions(addresses=ADDRESSES, peers={"eu": unprobed, "ap": unprobed})
+    view = build_view(SETTINGS, found, 1)
+    assert all(cluster.can_serve for cluster in view.clusters.values())
+    assert view.ability("eu", "app") is Ability.ABLE
+
+
+def test_a_report_turns_an_endpoint_and_the_last_one_the_cluster(judge: Judge) -> None:
+    assert not judge.connects_failed("app", "10.0.0.1:80", 2)
+    assert judge.connects_failed("app", "10.0.0.1:80", 3)
+    found = judge.conclude(0.0)
+    assert found.down == {"app": ("10.0.0.1:80",)}
+    assert found.unable == ()
+    assert judge.connects_failed("app", "10.0.0.2:80", 3)
+    found = judge.conclude(0.0)
+    assert found.unable == ("app",)
+    assert not build_view(SETTINGS, found, 1).clusters["app"].can_serve
+
+
+def test_a_cluster_that_rests_has_its_endpoint_up(judge: Judge) -> None:
+    judge.connects_failed("web", "10.0.0.9:80", 3)
+    judge.conclude(0.0)
+    judge.health.check("web", "10.0.0.9:80", True)
+    resting = judge.conclude(1.0)
+    assert (resting.down, resting.unable) == ({}, ("web",))
+    assert judge.conclude(3.0).unable == ()
+
+
+def test_peers_are_down_draining_or_able(judge: Judge) -> None:
+    one, two = judge.peers.find("eu", "10.2.0.1:82"), judge.peers.find("eu", "10.2.0.2:82")
+    assert one is not None
+    assert two is not None
+    one.answered(answer(), 0.0, 0.0)
+    two.answered(answer(draining=True), 0.0, 0.0)
+    found = judge.conclude(1.0)
+    assert found.draining == {"region:eu": ("10.2.0.2:82",)}
+    assert found.peers["eu"] == PeerCondition(probed=True, reachable=True, clusters={"app": Ability.ABLE})
+    assert judge.connects_failed("region:eu", "10.2.0.1:82", 3)
+    found = judge.conclude(1.0)
+    assert found.down == {"region:eu": ("10.2.0.1:82",)}
+    assert found.unable == ("region:eu",)
+    assert not found.peers["eu"].reachable
+    assert build_view(SETTINGS, found, 1).ability("eu", "app") is Ability.UNREACHABLE
+
+
+def test_a_region_without_gateways_is_never_probed_nor_unable(judge: Judge) -> None:
+    found = judge.conclude(100.0)
+    assert not found.peers["ap"].probed
+    assert "region:ap" not in found.unable
+
+
+@pytest.mark.parametrize(
+    ("cluster", "endpoint"), [("none", "10.0.0.1:80"), ("app", "10.9.9.9:80"), ("region:xx", "1.1.1.1:1"), ("", "")]
+)
+def test_reports_of_what_is_not_covered_are_ignored(judge: Judge, cluster: str, endpoint: str) -> None:
+    assert not judge.connects_failed(cluster, endpoint, 3)
+    assert judge.conclude(0.0).down == {}
+
+
+def test_what_turned_is_said() -> None:
+    old = Conditions(down={"app": ("a:1",)}, peers={"eu": PeerCondition(True, False, {})})
+    new = Conditions(
+        down={"web": ("b:1",)},
+        draining={"region:eu": ("c:1",)},
+        unable=("web",),
+        peers={
+            "eu": PeerCondition(True, True, {"app": Ability.ABLE, "web": Ability.UNABLE}),
+            "ap": PeerCondition(False, True, {}),
+        },
+    )
+    assert describe(old, new) == [
+        "cluster web cannot serve",
+        "endpoint b:1 of web is down",
+        "endpoint a:1 of app is no longer down",
+        "endpoint c:1 of region:eu is draining",
+        "region eu answers: app able, web unable",
+    ]
+    assert describe(new, new) == []
+    assert "region eu is unreachable" in describe(new, old)
+    assert "cluster web can serve again" in describe(new, old)

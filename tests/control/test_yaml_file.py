@@ -1,0 +1,228 @@
+"""The tenants file, brought to the store whole or not at all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.bus.messages import MapChanged
+from gateway.control.reload import Outcome
+from gateway.control.sources import yaml_file
+from gateway.control.sources.yaml_file import YamlFile, loss
+from gateway.settings.schema import Address, ClusterSettings, Listen, RegionSettings, Settings, TenantMapSettings
+from gateway.store.writer import Writer
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fraction", "lost"),
+    [
+        (0, range(0), 0.05, 0),
+        (100, range(100), 0.05, 0),
+        (100, range(5, 100), 0.05, 0),  # at most 5 %
+        (100, range(6, 100), 0.05, 0),  # more, but fewer than ten
+        (100, range(9, 100), 0.05, 0),
+        (100, range(10, 100), 0.05, 10),
+        (1000, range(50, 1000), 0.05, 0),
+        (1000, range(51, 1000), 0.05, 51),
+        (100, range(40, 100), 0.5, 0),
+        (9, range(1, 9), 0.05, 0),
+        (9, range(0), 0.05, 9),  # all of them, however few
+        (1, range(0), 0.05, 1),
+        (5, range(5, 9), 0.05, 5),  # all of them, though others come
+        (100, range(100, 300), 1.0, 100),
+    ],
+)
+def test_the_loss_guard(old: int, new: range, fraction: float, lost: int) -> None:
+    assert loss(map(str, range(old)), map(str, new), fraction) == lost
+
+
+class Source:
+    """A tenants file, its store, and what came of each attempt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "tenants.yaml"
+        self.settings = Settings(
+            region="us-east-1",
+            listen=Listen(Address("127.0.0.1", 0)),
+            state_dir=str(folder),
+            regions={"us-east-1": RegionSettings(), "eu-west-1": RegionSettings()},
+            clusters={"app": ClusterSettings((Address("127.0.0.1", 9000),))},
+            tenant_map=TenantMapSettings(str(self.file)),
+        )
+        self.now_ms = 1_000
+        self.writer = Writer(folder / "map")
+        self.changes: list[MapChanged] = []
+        self.outcomes: list[Outcome] = []
+        self.source = YamlFile(
+            self.writer, lambda: self.settings, self.changes.append, self.outcomes.append, lambda: self.now_ms
+        )
+
+    def write(self, *tenants: str, home: str = "us-east-1") -> None:
+        lines = [f"  {tenant}: {{home: {home}}}" for tenant in tenants]
+        self.file.write_text("tenants:\n" + "\n".join(lines) + "\n" if tenants else "tenants: {}\n")
+
+    def state(self) -> tuple[bool, bool]:
+        """(stale, whether the loss guard waits)."""
+        return self.source.stale, self.source.guard_pending
+
+    def ids(self) -> list[str]:
+        return [placement.tenant for placement in self.writer.page("", 100_000)]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Source]:
+    made = Source(tmp_path)
+    yield made
+    made.writer.close()
+
+
+async def test_a_first_file_makes_the_map_complete(source: Source) -> None:
+    assert source.state() == (True, False)
+    source.write("acme", "globex")
+    assert await source.source.reload("start")
+    assert source.writer.complete()
+    assert source.ids() == ["acme", "globex"]
+    assert source.state() == (False, False)
+    assert source.changes[-1].tenants == ("acme", "globex")
+
+
+async def test_an_empty_map_is_complete_too(source: Source) -> None:
+    source.write()
+    assert await source.source.reload("start")
+    assert source.writer.complete()
+
+
+async def test_adding_deleting_renaming_and_moving(source: Source) -> None:
+    source.write("acme", "globex", "initech")
+    await source.source.reload("start")
+    source.write("acme", "hooli", "initech")
+    assert await source.source.reload("file changed")
+    assert source.ids() == ["acme", "hooli", "initech"]
+    assert source.changes[-1].tenants == ("globex", "hooli")
+    source.write("acme", "hooli", "initech", home="eu-west-1")
+    assert await source.source.reload("file changed")
+    moved = source.writer.placement("acme")
+    assert moved is not None
+    assert moved.home == "eu-west-1"
+
+
+async def test_nothing_changed_is_no_message(source: Source) -> None:
+    source.write("acme")
+    await source.source.reload("start")
+    count = len(source.changes)
+    assert await source.source.reload("SIGHUP")
+    assert len(source.changes) == count
+    assert source.outcomes[-1].result == "applied"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("tenants:\n  acme: {home: us-east-1}\n  bad: {home: mars}\n", 3),
+        ("tenants:\n  acme: {home: us-east-1\n", 3),
+        ("tenants:\n  acme: {home: us-east-1}\n  acme: {home: us-east-1}\n", 3),
+        ("", 1),
+    ],
+)
+async def test_a_bad_edit_keeps_the_map_and_names_its_line(source: Source, text: str, line: int) -> None:
+    source.write("acme", "globex")
+    await source.source.reload("start")
+    source.file.write_text(text)
+    assert not await source.source.reload("file changed")
+    assert source.ids() == ["acme", "globex"]
+    assert source.state() == (True, False)
+    error = source.source.last_error
+    assert error is not None
+    assert error.problems[0].startswith(f"{source.file}:{line}:")
+    source.write("acme", "globex")
+    assert await source.source.reload("file changed")
+    assert source.source.last_error is None
+    assert [outcome.result for outcome in source.outcomes] == ["applied", "refused", "applied"]
+
+
+async def test_age_counts_from_when_the_map_was_last_what_the_file_says(source: Source) -> None:
+    ages = [source.source.age_s]
+    source.write("acme")
+    await source.source.reload("start")
+    source.now_ms = 50_000
+    ages.append(source.source.age_s)
+    source.file.write_text("tenants: [")
+    await source.source.reload("file changed")
+    source.now_ms = 60_000
+    await source.source.reload("SIGHUP")
+    source.now_ms = 65_000
+    assert [*ages, source.source.age_s] == [None, 0.0, 15.0]
+    again = YamlFile(
+        source.writer, lambda: source.settings, source.changes.append, source.outcomes.append, lambda: 9_000
+    )
+    assert again.age_s == 8.0, "a new control knows when the map was written"
+
+
+async def test_a_file_that_is_gone_or_unreadable_keeps_the_map(source: Source) -> None:
+    source.write("acme")
+    await source.source.reload("start")
+    source.file.unlink()
+    assert not await source.source.reload("file changed")
+    assert source.ids() == ["acme"]
+    assert "cannot be read" in source.outcomes[-1].problems[0]
+
+
+async def test_without_a_file_the_map_is_not_complete(source: Source) -> None:
+    assert not await source.source.reload("start")
+    assert not source.writer.complete()
+
+
+async def test_an_emptied_file_waits_for_an_operator(source: Source) -> None:
+    source.write(*(f"t{n}" for n in range(300)))
+    await source.source.reload("start")
+    source.write()
+    assert not await source.source.reload("file changed")
+    assert len(source.ids()) == 300
+    assert source.state() == (True, True)
+    assert "300 of 300" in source.outcomes[-1].problems[0]
+    source.write(*(f"t{n}" for n in range(100)))
+    assert not await source.source.reload("file changed")
+    source.write(*(f"t{n}" for n in range(290)))
+    assert await source.source.reload("file changed")
+    assert source.state() == (False, False)
+    assert len(source.ids()) == 290
+
+
+async def test_the_guard_holds_over_a_restart(source: Source, tmp_path: Path) -> None:
+    source.write(*(f"t{n}" for n in range(20)))
+    await source.source.reload("start")
+    source.write()
+    again = YamlFile(source.writer, lambda: source.settings, source.changes.append, source.outcomes.append, lambda: 1)
+    assert not await again.reload("start")
+    assert again.guard_pending
+    assert len(source.ids()) == 20
+
+
+async def test_settings_that_change_judge_the_file_anew(source: Source) -> None:
+    source.write("acme", home="eu-west-1")
+    await source.source.reload("start")
+    del source.settings.regions["eu-west-1"]
+    assert not await source.source.reload("configuration changed")
+    assert "eu-west-1" in source.outcomes[-1].problems[0]
+    assert source.ids() == ["acme"]
+
+
+async def test_a_large_file_is_parsed_in_a_child(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_file, "CHILD_FROM_BYTES", 10)
+    source.write("acme", "globex")
+    assert await source.source.reload("start")
+    assert source.ids() == ["acme", "globex"]
+    source.file.write_text("tenants:\n  acme: {home: us-east-1}\n  bad: {home: mars}\n")
+    assert not await source.source.reload("file changed")
+    assert source.outcomes[-1].problems[0].startswith(f"{source.file}:3:")
+
+
+async def test_a_child_that_fails_is_a_problem_of_the_file(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_file, "CHILD_FROM_BYTES", 10)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    source.write("acme", "globex")
+    assert not await source.source.reload("start")
+    assert "the parser ended with 1" in source.outcomes[-1].problems[0]
