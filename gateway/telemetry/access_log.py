@@ -245,7 +245,7 @@ def line_of(exchange: Exchange, seconds: float) -> bytes:
     return encode(
         wall_ms=exchange.wall_ms(),
         request_id=exchange.request_id,
-        client=exchange.client,
+        client=exchange.client or exchange.peer,  # refused before it was identified: the peer is what is known
         source="hop" if exchange.listener == "hop" else "client",
         method=request.method,
         path=request.target,
