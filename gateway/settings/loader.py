@@ -294,15 +294,18 @@ def _clusters(values: Mapping[str, Any], others: list[str]) -> dict[str, Cluster
 
 
 def _origins(root: Table) -> dict[str, str]:
-    """Where each template stands that a tenant's hosts could collide with."""
+    """Where each template stands that a tenant's hosts could collide with, and each filter's options."""
     regions = document.find(root, ("regions",))
     paths: list[document.Path] = [("regions", name, "public") for name in getattr(regions, "entries", {})]
     resolvers = document.find(root, ("tenancy", "resolvers"))
     paths += [("tenancy", "resolvers", index, "host") for index in range(len(getattr(resolvers, "items", ())))]
+    options = document.find(root, ("filters", "options"))
+    if "filters" in root.entries and isinstance(options, Table):
+        paths += [("filters", "options", name) for name in options.entries]
     origins = {}
     for path in paths:
         node = document.find(root, path)
-        if isinstance(node, Leaf):
+        if isinstance(node, Leaf) or path[0] == "filters":
             origins[document.dotted(path)] = f"{node.source.name}:{node.line}" if node.line else node.source.name
     return origins
 

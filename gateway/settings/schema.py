@@ -132,8 +132,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration of one gateway. `workers` is resolved (`auto` is one per usable core).
 
     `clusters` holds a `region:NAME` for every other region, without endpoints: those are `regions.NAME.gateways`.
-    `origins` says where the templates stand (`regions.eu-west-1.public`: `config/gateway.yaml:14`), so that a problem
-    in a tenants file can name both lines; neither it nor `digest` is part of the configuration's meaning.
+    `origins` says where templates and filters' options stand (`regions.eu-west-1.public`: `config/gateway.yaml:14`), so
+    that a problem that is found later, as in a tenants file, can name that line; neither it nor `digest` is part of
+    the configuration's meaning.
     """
 
     region: str

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from filters import ENDPOINT, INBOUND, OUTBOUND
 from gateway.cli.check import INVALID, VALID, check, examine, print_schema
 from gateway.settings import keys
 from gateway.settings.json_schema import json_schema
@@ -104,6 +105,19 @@ def test_variables_are_checked_too(path: Path) -> None:
     code, lines = checked(path, ENVIRON | {"LANDBRIDGE__drain__grace": "x"})
     assert code == INVALID
     assert lines == ['LANDBRIDGE__drain__grace: drain.grace: expected a duration such as 250ms, got "x"']
+
+
+def test_options_that_no_filter_takes_are_a_problem_at_their_line(path: Path) -> None:
+    write(path.parent, SMALL + "filters:\n  options:\n    log: {level: 1}\n    region: {}\n")
+    code, lines = checked(path)
+    assert code == INVALID
+    assert lines == [
+        "gateway.yaml:11: filters.options.log: expected options that this filter takes, got a refusal: takes no options"
+    ]
+
+
+def test_every_filter_can_be_named_in_the_options() -> None:
+    assert set(keys.FILTERS) == {*INBOUND, *ENDPOINT, *OUTBOUND}
 
 
 def test_examine_gives_what_was_read(path: Path) -> None:

@@ -27,7 +27,7 @@ CASES = [
     ("8080", "8090", "code", ["listen.http"]),
     (", hop: 127.0.0.1:8082", ", hop: 127.0.0.1:8083, admin: 127.0.0.1:1", "code", ["listen.admin", "listen.hop"]),
     ("", "workers: 3", "code", ["workers"]),
-    ("", "filters: {options: {f: {a: 1}}}", "code", ["filters.options.f"]),
+    ("", "filters: {options: {log: {a: 1}}}", "code", ["filters.options.log"]),
     ("${HOP_KEY}", "${OTHER}", "data", ["hop_keys"]),
     ("", "drain: {grace: 1s}", "data", ["drain.grace"]),
     ("", "limits: {body_bytes: 1MiB}", "data", ["limits.body_bytes"]),

@@ -116,7 +116,7 @@ MISTAKES = [
     ("tenancy: {resolvers: [{header: X-Tenant}]}", "tenancy.resolvers[0].header: expected a field that is neither the "
      'gateway\'s own nor HTTP\'s, such as X-Tenant-ID, got "X-Tenant"'),
     ("filters: {options: {region: 5}}", "filters.options.region: expected a mapping, got 5"),
-    ("filters: {options: {Region: {}}}", 'filters.options.Region: expected a filter\'s name, got the key "Region"'),
+    ("filters: {options: {Region: {}}}", 'filters.options.Region: expected a filter: one of identify, tenant, region, forward, redirect, reply, headers, log, got the key "Region"'),
     ("<<: {}", '"<<": expected a known key'),
     ("routes: [/]", 'routes[0]: expected a mapping, got "/"'),
     ("routes: [{prefix: /x}]", "routes[0].cluster: expected a cluster name of 1 to 63 of a-z 0-9 _ . -, got nothing"),
@@ -334,7 +334,7 @@ OVERRIDES = [
     ("fleet", '"quoted"', lambda s: s.fleet == "quoted"),
     ("fleet", "no", lambda s: s.fleet == "no"),
     ("state_dir", "rel", lambda s: s.state_dir.endswith("/rel")),
-    ("filters__options__f__x", "1", lambda s: s.filter_options == {"f": {"x": 1}}),
+    ("filters__options__log__x", "1", lambda s: s.filter_options == {"log": {"x": 1}}),
 ]
 
 
@@ -479,10 +479,10 @@ def test_the_digest_follows_the_meaning_and_not_the_writing(tmp_path: Path) -> N
 
 
 def test_masked_settings_hold_no_secret(tmp_path: Path) -> None:
-    options = "filters: {options: {f: {api_token: hunter2, deep: [{password: hunter2}], plain: 1}}}\n"
+    options = "filters: {options: {log: {api_token: hunter2, deep: [{password: hunter2}], plain: 1}}}\n"
     plain = masked(settings_of(write(tmp_path, SMALL + options)))
     assert plain["hop_keys"] == ["***"]
-    assert plain["filter_options"] == {"f": {"api_token": "***", "deep": [{"password": "***"}], "plain": 1}}
+    assert plain["filter_options"] == {"log": {"api_token": "***", "deep": [{"password": "***"}], "plain": 1}}
     assert plain["clusters"]["app"]["endpoints"] == ({"host": "127.0.0.1", "port": 9000},)
     assert KEY not in str(plain)
     assert "hunter2" not in str(plain)
@@ -490,10 +490,10 @@ def test_masked_settings_hold_no_secret(tmp_path: Path) -> None:
 
 
 def test_aliases_cannot_multiply_a_filters_options(tmp_path: Path) -> None:
-    wide = "filters:\n  options:\n    f:\n      a: &a [" + "x, " * 200 + "x]\n"
+    wide = "filters:\n  options:\n    log:\n      a: &a [" + "x, " * 200 + "x]\n"
     wide += "      b: [" + "*a, " * 200 + "*a]\n"
     assert problems_of(write(tmp_path, SMALL + wide)) == [
-        "gateway.yaml:11: filters.options.f: expected at most 10000 values, got more"
+        "gateway.yaml:11: filters.options.log: expected at most 10000 values, got more"
     ]
 
 
