@@ -7,12 +7,12 @@ last one: at once upon a report, and on a tick for what changes by time alone (a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.control.health import Health
 from gateway.control.peers import Peers
 from gateway.core.conditions import Conditions
-from gateway.core.view import REGION_CLUSTER, View
+from gateway.core.view import REGION_CLUSTER, Ability, View
 from gateway.settings.schema import Settings
 
 TICK_S: Final = 0.25
@@ -74,22 +74,30 @@ class Judge:
         )
 
 
-def describe(old: Conditions, new: Conditions) -> list[str]:
-    """What turned between two conclusions, for the log; nothing about addresses."""
-    lines = [f"cluster {name} cannot serve" for name in sorted(set(new.unable) - set(old.unable))]
-    lines += [f"cluster {name} can serve again" for name in sorted(set(old.unable) - set(new.unable))]
+class Turn(NamedTuple):
+    """One thing that turned, for the log."""
+
+    text: str
+    is_good: bool
+
+
+def describe(old: Conditions, new: Conditions) -> list[Turn]:
+    """What turned between two conclusions; nothing about addresses."""
+    turns = [Turn(f"cluster {name} cannot serve", False) for name in sorted(set(new.unable) - set(old.unable))]
+    turns += [Turn(f"cluster {name} can serve again", True) for name in sorted(set(old.unable) - set(new.unable))]
     for word, before, after in (("down", old.down, new.down), ("draining", old.draining, new.draining)):
         was = {(name, key) for name, keys in before.items() for key in keys}
         now = {(name, key) for name, keys in after.items() for key in keys}
-        lines += [f"endpoint {key} of {name} is {word}" for name, key in sorted(now - was)]
-        lines += [f"endpoint {key} of {name} is no longer {word}" for name, key in sorted(was - now)]
+        turns += [Turn(f"endpoint {key} of {name} is {word}", word == "draining") for name, key in sorted(now - was)]
+        turns += [Turn(f"endpoint {key} of {name} is no longer {word}", True) for name, key in sorted(was - now)]
     for region, peer in sorted(new.peers.items()):
         known = old.peers.get(region)
         if known is not None and (known.reachable, known.clusters) == (peer.reachable, peer.clusters):
             continue
         if not peer.reachable:
-            lines.append(f"region {region} is unreachable")
+            turns.append(Turn(f"region {region} is unreachable", False))
         elif peer.probed:
             words = ", ".join(f"{name} {ability}" for name, ability in sorted(peer.clusters.items()))
-            lines.append(f"region {region} answers: {words}")
-    return lines
+            is_good = all(ability is Ability.ABLE for ability in peer.clusters.values())
+            turns.append(Turn(f"region {region} answers: {words}", is_good))
+    return turns

@@ -10,6 +10,7 @@ import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from gateway.control.health import Health
@@ -130,12 +131,12 @@ class HealthChecks:
             if found is None or (running is not None and not running.done()):
                 continue
             if subject.health is not None:
-                work = self._check(subject, subject.health)
+                work = partial(self._check, subject, subject.health)
             elif not found.up:
-                work = self._reconnect(subject)
+                work = partial(self._reconnect, subject)
             else:
                 continue
-            self._running[key] = self._tasks.spawn(work, f"check {subject.cluster} {subject.endpoint.key}")
+            self._running[key] = self._tasks.keep(work, f"check {subject.cluster} {subject.endpoint.key}")
 
     async def _check(self, subject: _Subject, health: HealthSettings) -> None:
         await asyncio.sleep(self._rng.uniform(0, JITTER) * health.interval)

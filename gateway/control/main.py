@@ -110,14 +110,14 @@ class Control:
         runner = await self.open_admin()
         self.listen_to_supervisor()
         for work, name in (
-            (self.config_watch.run(), "watch configuration"),
-            (self.tenants_watch.run(), "watch tenants"),
-            (self.resolver.run(), "resolve names"),
-            (self.tick(), "judge by time"),
-            (self.free_readers(), "free readers"),
-            (self.begin(), "read files"),
+            (self.config_watch.run, "watch configuration"),
+            (self.tenants_watch.run, "watch tenants"),
+            (self.resolver.run, "resolve names"),
+            (self.tick, "judge by time"),
+            (self.free_readers, "free readers"),
+            (self.begin, "read files"),
         ):
-            self.tasks.spawn(work, name)
+            self.tasks.keep(work, name)
         if self.channel is not None:
             await self.channel.start()
             self.channel.send({"state": "draining" if facts.draining else "serving"})
@@ -239,8 +239,8 @@ class Control:
         found = msgspec.structs.replace(found, generation=facts.conditions.generation)
         if found == facts.conditions:
             return
-        for line in describe(facts.conditions, found):
-            LOG.warning("%s", line)
+        for turn in describe(facts.conditions, found):
+            LOG.log(logging.INFO if turn.is_good else logging.WARNING, "%s", turn.text)
         facts.generation += 1
         facts.conditions = msgspec.structs.replace(found, generation=facts.generation)
         facts.view = build_view(facts.settings, facts.conditions, facts.generation)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import aiohttp
@@ -68,8 +69,8 @@ class PeerProbes:
         for region, endpoint in wanted:
             task = self._running.get((region, endpoint))
             if region is not None and (task is None or task.done()):
-                work = self._probe(region, endpoint)
-                self._running[region, endpoint] = self._tasks.spawn(work, f"ask {region} {endpoint.key}")
+                work = partial(self._probe, region, endpoint)
+                self._running[region, endpoint] = self._tasks.keep(work, f"ask {region} {endpoint.key}")
 
     async def close(self) -> None:
         """Close the kept connections; the tasks are the task set's to cancel."""

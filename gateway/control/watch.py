@@ -92,7 +92,7 @@ class Watch:
         self._rule.settle(stamps_of(self._paths()))
 
     async def run(self) -> None:
-        """Poll until cancelled. An exception of `act` ends it: `act` reports what is wrong with a file itself."""
+        """Poll until cancelled. What is wrong with a file is told by `act`; an exception of it ends this run."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(POLL_S)

@@ -45,6 +45,8 @@ def run(python: str, job: Job) -> Answer:
         )
     except subprocess.TimeoutExpired:
         return Answer(problems=(f"{job.file}: not parsed within {LIMIT_S:g} s",))
+    except OSError as error:
+        return Answer(problems=(f"{job.file}: a process to parse it cannot be started: {error}",))
     if done.returncode != 0:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         return Answer(problems=(f"{job.file}: the parser ended with {done.returncode}: {''.join(last)}",))
