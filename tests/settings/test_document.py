@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from gateway.settings import document
@@ -153,11 +154,13 @@ def test_typed_options(text: str, is_plain: bool, value: object) -> None:
     assert type(found) is type(value)
 
 
+@examples(deadline=None)
 @given(st.text(max_size=200))
 def test_whatever_the_text_the_outcome_is_a_tree_or_problems_on_single_lines(text: str) -> None:
     assert not any("\n" in line or "\r" in line for line in lines_of(text))
 
 
+@examples(deadline=None)
 @given(st.text(max_size=200))
 def test_a_shown_value_is_one_short_printable_line(text: str) -> None:
     line = shown(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from gateway.core.placement import NO_VERSION, Failover, Misroute, Placement, State, Version
@@ -229,6 +230,7 @@ def test_ten_thousand_tenants_load_in_a_few_seconds(settings: Settings) -> None:
     assert found[-1].hosts == ("shop9999.acme.com", "www.shop9999.com")
 
 
+@examples(deadline=None)
 @given(st.dictionaries(st.from_regex("[a-z0-9_][a-z0-9_-]{0,62}", fullmatch=True), st.sampled_from(["here", "there"])))
 def test_what_is_written_is_what_is_read(settings: Settings, homes: dict[str, str]) -> None:
     lines = "".join(f"  {name}: {{home: {home}}}\n" for name, home in homes.items())

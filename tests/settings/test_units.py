@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from gateway.settings import units
@@ -139,11 +140,13 @@ def test_loopback(host: str, loops: bool) -> None:
     assert units.is_loopback(host) is loops
 
 
+@examples(deadline=None)
 @given(st.integers(min_value=0, max_value=10**6))
 def test_milliseconds_are_exact_to_the_microsecond(count: int) -> None:
     assert abs(units.duration(f"{count}ms") * 1000 - count) < 0.001
 
 
+@examples(deadline=None)
 @given(st.ip_addresses(), st.integers(min_value=0, max_value=65535))
 def test_an_address_reads_what_it_writes(ip: object, port: int) -> None:
     address = Address(str(ip), port)
