@@ -207,6 +207,18 @@ async def test_a_region_that_does_not_answer_is_unreachable(control: ControlProc
     assert await control.metric("landbridge_peer_able", peer="eu-west-1", cluster="app") == 0
 
 
+async def test_names_are_resolved_before_workers_hear_of_them(control: ControlProcess) -> None:
+    worker = await control.worker()
+    control.file.write_text(control.file.read_text().replace("127.0.0.1:9000", "localhost:9000"))
+    named = await worker.conditions(lambda m: "localhost" in m.addresses)
+    assert "127.0.0.1" in named.addresses["localhost"]
+    configured = await worker.configured(lambda m: m.settings.clusters["app"].endpoints[0].host == "localhost")
+    assert configured.generation > named.generation
+    app = next(c for c in (await control.get("/api/v1/clusters"))["clusters"] if c["name"] == "app")
+    assert {"localhost:9000"} == {endpoint["name"] for endpoint in app["endpoints"]}
+    assert "127.0.0.1:9000" in {endpoint["address"] for endpoint in app["endpoints"]}
+
+
 async def test_a_restarted_control_tells_workers_everything_again(control: ControlProcess) -> None:
     worker = await control.worker()
     await control.kill()

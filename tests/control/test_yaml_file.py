@@ -11,7 +11,9 @@ import pytest
 from gateway.bus.messages import MapChanged
 from gateway.control.reload import Outcome
 from gateway.control.sources import yaml_file
+from gateway.control.sources.parse import CHUNK, Answer, join, split
 from gateway.control.sources.yaml_file import YamlFile, loss
+from gateway.core.placement import Placement
 from gateway.settings.schema import Address, ClusterSettings, Listen, RegionSettings, Settings, TenantMapSettings
 from gateway.store.writer import Writer
 
@@ -218,6 +220,14 @@ async def test_a_large_file_is_parsed_in_a_child(source: Source, monkeypatch: py
     source.file.write_text("tenants:\n  acme: {home: us-east-1}\n  bad: {home: mars}\n")
     assert not await source.source.reload("file changed")
     assert source.outcomes[-1].problems[0].startswith(f"{source.file}:3:")
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
+def test_an_answer_survives_its_pieces(count: int) -> None:
+    whole = Answer([Placement(tenant=f"t{n}", home="us-east-1") for n in range(count)], ("a problem",))
+    pieces = list(split(whole))
+    assert len(pieces) == -(-count // CHUNK) + 1
+    assert join(b"".join(pieces)) == whole
 
 
 async def test_a_child_that_fails_is_a_problem_of_the_file(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,8 @@ LOG = logging.getLogger("landbridge.control")
 LOSS_MIN: Final = 10
 """Fewer tenants than this may always go (unless they are all there are): small maps change by large fractions."""
 
-CHILD_FROM_BYTES: Final = 256 * 1024
-"""Below this a thread parses it in less time than a child needs to start."""
+CHILD_FROM_BYTES: Final = 64 * 1024
+"""Below this (a thousand tenants) a thread parses it in less time than a child needs to start."""
 
 FILE_BYTES_MAX: Final = 256 * 1024 * 1024
 """Two million tenants; a larger file is not what the operator meant."""
