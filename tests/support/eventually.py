@@ -12,5 +12,5 @@ LIMIT_S = 15.0
 async def eventually(holds: Callable[[], object], limit_s: float = LIMIT_S) -> None:
     """Return as soon as `holds()`; TimeoutError when it does not within `limit_s`."""
     async with asyncio.timeout(limit_s):
-        while not holds():  # noqa: ASYNC110  there is no event: that is what this is for
+        while not holds():
             await asyncio.sleep(0.01)
