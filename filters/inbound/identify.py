@@ -111,6 +111,7 @@ class IdentifyFilter:
             services.count_hop_rejected(rejected.reason.value)
             raise GatewayError("hop_rejected", f"no valid Gateway-Hop ({rejected.reason.value})") from None
         if hop.reason is Reason.PEER:
+            exchange.reason = "peer"
             body = services.peer_answer()
             return Respond(200, (*_JSON, (b"Gateway-Verdict", sign_answer(view.hop_keys, hop.sig, body))), body)
         exchange.hop = hop

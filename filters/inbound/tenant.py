@@ -71,6 +71,7 @@ class TenantFilter:
 
 
 def _probe(exchange: Exchange) -> Respond:
+    exchange.reason = "probe"
     if exchange.request.target == exchange.view.probes.live or exchange.services.ready():
         return Respond(200, _PLAIN, b"ok\n")
     return Respond(503, (*_PLAIN, (b"Retry-After", b"1")), b"not ready\n")

@@ -21,6 +21,8 @@ class LogFilter:
         """Nothing to do while the response is on its way."""
 
     def complete(self, exchange: Exchange) -> None:
+        if exchange.reason == "peer":  # gateways ask each other every second: no request, and much noise
+            return
         sample = exchange.view.access_log_sample
         if exchange.view.access_log_path is not None and (sample >= 1.0 or random.random() < sample):
             exchange.services.log_exchange(exchange)

@@ -142,6 +142,10 @@ class StatsFile:
         """The first of HISTOGRAM_CELLS cells: one per bucket (not cumulative), +Inf, the sum in microseconds."""
         return self._register(name, labels, HISTOGRAM_CELLS, False)
 
+    def known(self, name: str) -> list[tuple[Labels, int]]:
+        """Labels and index of every series of this name that the file holds already, a predecessor's included."""
+        return [(labels, index) for (found, labels), index in self._index.items() if found == name]
+
     def observe(self, base: int, seconds: float) -> None:
         """Count a duration in the histogram at `base`."""
         values = self.values

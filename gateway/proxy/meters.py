@@ -21,7 +21,10 @@ class Meters:
         self.tenant_series = tenant_series
         self._requests: dict[tuple[str, str, int], int] = {}
         self._seconds: dict[str, int] = {}
-        self._tenants: dict[str, int] = {}
+        self._tenants: dict[str, int] = {
+            labels[0][1]: index for labels, index in stats.known("landbridge_tenant_requests_total")
+        }
+        self._tenants.pop(OTHER, None)
         self._upstream_rows: dict[str, tuple[int, int, int]] = {}
         self._other: dict[tuple[str, Labels], int] = {}
         self.connections = stats.series("landbridge_worker_connections", (("worker", str(slot)),), reset=True)
@@ -30,7 +33,10 @@ class Meters:
     def exchange(self, exchange: Exchange, seconds: float) -> None:
         """One exchange is over."""
         decision = exchange.decision
-        kind = "reject" if decision is None else decision.kind._value_  # .value is a property, and slow
+        if decision is not None:
+            kind = decision.kind._value_  # .value is a property, and slow
+        else:
+            kind = "none" if exchange.flag is None else "reject"  # none: a probe's answer, or a peer's
         values = self._values
         key = (exchange.listener, kind, exchange.status)
         index = self._requests.get(key)
