@@ -21,12 +21,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from gateway.children import SAID, Child, Phase, how_it_ended
 from gateway.holdings import CannotStart, Listeners, Lock, open_listeners, prepare_state_dir, write_last_good
 from gateway.settings.loader import decode_sources, load, read_sources
 from gateway.settings.problems import Invalid
@@ -35,18 +34,14 @@ from gateway.settings.schema import DrainSettings, Settings
 START_LIMIT_S: Final = 20.0
 """A worker that has not said `serving` by then is stuck: importing and opening the map takes below one second."""
 
-BACKOFF_FIRST_S: Final = 0.25
-BACKOFF_MAX_S: Final = 8.0
-"""Restart delays: none, then 0.25 s doubling to 8 s: an outage that ends is over for us within seconds."""
-
-SETTLED_S: Final = 10.0
-"""A child that served this long is sound: its next death is a first one."""
-
 GRACE_MARGIN_S: Final = 0.25
 """Beyond the grace, before the sockets end: workers stop accepting by a sweep of 100 ms, and must have."""
 
 STOP_LIMIT_S: Final = 2.0
 """What control gets to close its files once the workers are gone."""
+
+LEAVE_MARGIN_S: Final = 3.0
+"""Beyond `drain.limit`, what a killed supervisor's control and workers take to close their files and be gone."""
 
 LINE_MAX_BYTES: Final = 4096
 """A child says one short JSON object a line; more is a child gone wrong."""
@@ -84,71 +79,6 @@ def log(text: str) -> None:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     with contextlib.suppress(OSError):
         os.write(2, f"{now} supervisor[{os.getpid()}]: {text}\n".encode(errors="backslashreplace"))
-
-
-# --- children --------------------------------------------------------------------------------------------------
-
-
-class Phase(StrEnum):
-    """Where a child is in its life. WAITING: dead, to be started at `due`; GONE: dead, for good."""
-
-    WAITING = "waiting"
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"
-    GONE = "gone"
-
-
-ALIVE: Final = (Phase.STARTING, Phase.SERVING, Phase.DRAINING)
-
-SAID: Final[dict[tuple[Phase, str], Phase]] = {
-    (Phase.STARTING, "serving"): Phase.SERVING,
-    (Phase.STARTING, "draining"): Phase.DRAINING,
-    (Phase.SERVING, "draining"): Phase.DRAINING,
-}
-"""What a child may say of itself, and where that takes it. No key, no transition."""
-
-
-@dataclass(eq=False, slots=True)
-class Child:
-    """One worker slot (`slot` 0 and up) or control (`slot` None), through all its lives."""
-
-    name: str
-    slot: int | None
-    phase: Phase = Phase.WAITING
-    process: subprocess.Popen[bytes] | None = None
-    channel: socket.socket | None = None
-    due: float = 0.0
-    served: float | None = None
-    failures: int = 0
-    restarts: int = 0
-    inbox: bytes = b""
-    outbox: bytes = b""
-    behind: bool = False
-    killed: bool = False
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid if self.process is not None and self.phase in ALIVE else 0
-
-    def __str__(self) -> str:
-        return f"{self.name} (pid {self.pid})" if self.pid else self.name
-
-
-def backoff(failures: int) -> float:
-    """Seconds before the restart after the `failures`-th death in a row (1 is the first: at once)."""
-    return 0.0 if failures <= 1 else min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** (min(failures, 16) - 2))
-
-
-def how_it_ended(status: int) -> str:
-    """A wait status in words."""
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"exited with {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
 
 
 class Supervisor:
@@ -301,11 +231,7 @@ class Supervisor:
             child.phase = Phase.GONE
             log(f"{name} {how}")
         else:
-            settled = child.served is not None and now - child.served >= SETTLED_S
-            child.failures = 1 if settled else child.failures + 1
-            child.restarts += 1
-            delay = backoff(child.failures)
-            child.phase, child.due = Phase.WAITING, now + delay
+            delay = child.wait_again(now)
             log(f"{name} {how}; it is started again " + (f"in {delay:g} s" if delay else "at once"))
         self._spread()
         self._tell_processes()
@@ -331,15 +257,11 @@ class Supervisor:
                 if adopter is not None:
                     del self.adopted[slot]
                     self._send(adopter, {"cmd": "release", "slots": [slot]})
-            elif adopter is None and serving and self.signalled is None and self._in_backoff(worker):
+            elif adopter is None and serving and self.signalled is None and worker.in_backoff:
                 adopter = min(serving, key=lambda sibling: list(self.adopted.values()).count(sibling))
                 self.adopted[slot] = adopter
                 self._send(adopter, {"cmd": "adopt", "slots": [slot]})
                 log(f"{adopter} serves the connections of {worker.name}")
-
-    def _in_backoff(self, worker: Child) -> bool:
-        """A first restart is at once and needs no sibling; one that drains by itself stops accepting."""
-        return worker.phase is Phase.DRAINING or (worker.phase is not Phase.SERVING and worker.failures > 1)
 
     # --- channels
 
@@ -496,7 +418,7 @@ def run(config_path: Path, environ: Mapping[str, str], commands: Commands | None
     try:
         prepare_state_dir(state_dir)
         lock = Lock(state_dir / "lock")
-        lock.take(settings.drain.limit, signals.wait, log)
+        lock.take(settings.drain.limit + LEAVE_MARGIN_S, signals.wait, log)
         lock.note("serving")
         write_last_good(state_dir, sources)
         listeners = open_listeners(settings.listen, settings.workers)

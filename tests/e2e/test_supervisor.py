@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from gateway.supervisor import ALIVE, BACKOFF_MAX_S, SAID, Phase, backoff, child_environ, python_module
+from gateway.children import ALIVE, BACKOFF_MAX_S, SAID, SETTLED_S, Child, Phase, backoff
+from gateway.supervisor import child_environ, python_module
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = ROOT / "tests" / "support" / "child_program.py"
@@ -149,6 +150,16 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
 def test_backoff_starts_at_once_doubles_and_ends() -> None:
     assert [backoff(n) for n in range(1, 9)] == [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
     assert backoff(10_000) == BACKOFF_MAX_S
+
+
+def test_who_served_long_enough_is_started_again_at_once() -> None:
+    child = Child("worker 0", 0)
+    assert [child.wait_again(1.0) for _ in range(3)] == [0.0, 0.25, 0.5]
+    assert child.in_backoff
+    child.served = 10.0
+    assert child.wait_again(10.0 + SETTLED_S - 0.1) == 1.0
+    assert child.wait_again(10.0 + SETTLED_S) == 0.0
+    assert (child.failures, child.restarts, child.in_backoff) == (1, 5, False)
 
 
 def test_what_a_child_may_say() -> None:
@@ -298,7 +309,7 @@ def test_reload_goes_to_control_and_sigusr2_ends_nothing(gateway: Gateway) -> No
 def test_a_child_that_does_not_read_holds_nobody_up(gateway: Gateway) -> None:
     gateway.behave("control", "deaf")
     process = gateway.start()
-    until(lambda: gateway.starts("worker-0") and gateway.answer(), "a worker answers")
+    until(lambda: gateway.starts("control") and gateway.starts("worker-0") and gateway.answer(), "a worker answers")
     deaf = gateway.starts("control")[0]["pid"]
     for _ in range(4000):
         process.send_signal(signal.SIGHUP)
@@ -388,7 +399,7 @@ def test_after_kill_9_children_leave_and_a_new_serve_waits_for_them(gateway: Gat
     first.kill()
     first.wait()
     second = gateway.start()
-    until(lambda: f"waiting up to 5 s for process {first.pid}" in gateway.log(), "it waits")
+    until(lambda: f"waiting up to 8 s for process {first.pid}" in gateway.log(), "it waits")
     assert second.poll() is None
     assert len(gateway.starts("control")) == 1
     os.kill(old[1], signal.SIGTERM)
@@ -407,5 +418,5 @@ def test_a_serve_that_waited_in_vain_says_for_whom(gateway: Gateway) -> None:
     first.kill()
     first.wait()
     assert gateway.start().wait(LIMIT_S) == 1
-    assert f"process {first.pid} or its workers did not end in 0.5 s" in gateway.log()
+    assert f"process {first.pid} or its workers did not end in 3.5 s" in gateway.log()
     assert len(gateway.starts("control")) == 1
