@@ -173,5 +173,5 @@ def _stands_by(record: Placement | Hop, view: View, request: RequestFacts) -> bo
 def _serve(hop: Hop, placement: Placement | None, order: int, count: str) -> Serve:
     """Serve, by the newer record; ours where they are equal and we have one."""
     if placement is None or order < 0:
-        return Serve(count, placement is not None and order >= 0, hop.version, hop.home, hop.standby, hop.failover)
+        return Serve(count, False, hop.version, hop.home, hop.standby, hop.failover)
     return Serve(count, True, placement.version, placement.home, placement.standby, placement.failover)

@@ -184,10 +184,10 @@ def _failover(request: RequestFacts, placement: Placement, view: View, cluster: 
         return None
     for region in placement.standby:
         if region == view.region:
-            if region != placement.home and can_serve(view, cluster):
+            if can_serve(view, cluster):
                 steps.add("standby {}", "serves, here", region)
                 return _local(region, cluster, "failover")
-        elif region != placement.home and can_carry(view, region) and view.ability(region, cluster) is Ability.ABLE:
+        elif can_carry(view, region) and view.ability(region, cluster) is Ability.ABLE:
             steps.add("standby {}", "able", region)
             return _internal(region, "failover")
         steps.add("standby {}", "cannot serve", region)
@@ -249,9 +249,10 @@ def _is_own(origin: str, request: RequestFacts, scheme: str | None) -> bool:
     _, own_port = _authority(request.host_field.decode("latin-1").strip())
     if name.rstrip(".") != request.host:
         return False
+    port = port or _DEFAULT_PORT[to_scheme]
     if scheme is None:
-        return not own_port or own_port == (port or _DEFAULT_PORT[to_scheme])
-    return scheme == to_scheme and (own_port or _DEFAULT_PORT[to_scheme]) == (port or _DEFAULT_PORT[to_scheme])
+        return port == own_port or (not own_port and port in _DEFAULT_PORT.values())
+    return scheme == to_scheme and port == (own_port or _DEFAULT_PORT[scheme])
 
 
 def _authority(text: str) -> tuple[str, str]:

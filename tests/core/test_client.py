@@ -149,6 +149,8 @@ def test_forwarded_proto(values: list[bytes], trusted: bool, proto: str) -> None
     [
         ([b"443"], True, 443),
         ([b"80, 443"], True, 443),
+        ([b"65535"], True, 65535),
+        ([b"1"], True, 1),
         ([b"443"], False, 8080),
         ([], True, 8080),
         ([b"0"], True, 8080),

@@ -357,6 +357,15 @@ def test_rule_5_an_id_that_is_no_dns_label_is_carried(tenant: str, own: dict[str
         pytest.param(
             "eu.shop.acme.com", b"eu.shop.acme.com:80", None, "https://eu.shop.acme.com", True, id="80 is not"
         ),
+        pytest.param("eu.shop.acme.com", b"eu.shop.acme.com:443", None, "https://eu.shop.acme.com", False, id="443 is"),
+        pytest.param("eu.shop.acme.com", b"eu.shop.acme.com:81", "http", "http://eu.shop.acme.com:81", False, id="81"),
+        pytest.param(
+            "eu.shop.acme.com", b"eu.shop.acme.com:81", None, "http://eu.shop.acme.com:81", False, id="81, no"
+        ),
+        pytest.param("eu.shop.acme.com", b"eu.shop.acme.com", None, "http://eu.shop.acme.com:81", True, id="to 81"),
+        pytest.param("eu.shop.acme.com", b"eu.shop.acme.com", None, "https://eu.shop.acme.com:80", False, id="odd, no"),
+        pytest.param("[::1]", b"[::1]:443", "https", "https://[::1]", False, id="IPv6"),
+        pytest.param("[::1]", b"[::1]", "https", "https://[::1]:444", True, id="IPv6, port"),
         pytest.param("shop.acme.com", b"shop.acme.com", "https", "https://eu.shop.acme.com", True, id="another host"),
         pytest.param("eu.shop.acme.com", b"eu.shop.acme.com", "https", "HTTPS://EU.shop.acme.com", False, id="case"),
     ],
@@ -427,6 +436,12 @@ def test_home_elsewhere_is_asked_for_the_cluster_of_this_request() -> None:
 def test_the_usual_decision_is_made_once() -> None:
     assert go(record(), world()) is go(record(), world(), POST)
     assert go(record(THERE), world()) is go(record(THERE), world(), POST)
+
+
+def test_trace_tells_of_the_usual_decision_too() -> None:
+    trace = Trace()
+    assert go(record(), world(), trace=trace) is go(record(), world())
+    assert trace.steps[-1] == Step("rule 3: home is here, cluster app", "serves")
 
 
 def test_trace_tells_the_rules_and_changes_nothing() -> None:

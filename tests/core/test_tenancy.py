@@ -137,7 +137,10 @@ def test_template_with_text_around_the_tenant() -> None:
 
 
 def test_a_public_without_tenant_names_nobody() -> None:
-    view = world(regions={HERE: Region(HERE, public("www.example.com"))})
+    view = world(regions={"hidden": Region("hidden", None), HERE: Region(HERE, public("www.example.com"))})
+    trace = Trace()
+    assert resolve_host("www.example.com", view, nobody, trace) is None
+    assert trace.steps == [Step("hosts", "no answer")]
     assert resolve_host("www.example.com", view, nobody) is None
 
 
