@@ -92,7 +92,7 @@ class Chain:
     inbound: tuple[InboundFilter, ...]
     endpoints: Mapping[str, EndpointFilter]
     outbound: tuple[OutboundFilter, ...]
-    completes: tuple[Callable[[Exchange], None], ...]
+    completes: tuple[Completes, ...]
     is_async: frozenset[str]
 
 
@@ -115,7 +115,7 @@ def compile_chain(
     waits = [f.name for f in every if _is_async(f)]
     if late := [f.name for f in outs if f.name in waits]:
         raise ChainError(f"outbound filters cannot be async, a response is already on its way: {', '.join(late)}")
-    completes = tuple(f.complete for f in outs if isinstance(f, Completes))
+    completes = tuple(f for f in outs if isinstance(f, Completes))
     return Chain(steps, ends, outs, completes, frozenset(waits))
 
 

@@ -70,6 +70,7 @@ class Process:
         await self.serve_slot(self.slot)
         self.bus.start()
         self.loop.call_later(SWEEP_S, self.sweep)
+        self.tell_log_problem()
         gc.collect()
         gc.set_threshold(*GC_THRESHOLDS)
         gc.freeze()  # what is here now lives as long as the process: later collections need not look at it
@@ -96,6 +97,11 @@ class Process:
     def release_slot(self, slot: int) -> None:
         for server in self.servers.pop(slot, []):
             server.close()
+
+    def tell_log_problem(self) -> None:
+        """A log that cannot be opened costs no request, but its operator has to hear of it."""
+        if self.worker.access_log.problem:
+            _log.error("%s: its lines are dropped", self.worker.access_log.problem)
 
     # ---- what others say
 
@@ -137,6 +143,7 @@ class Process:
             return
         if settings.access_log != self.settings.access_log:
             self.worker.access_log.reopen(view.access_log_path)
+            self.tell_log_problem()
         self.settings, self.conditions = settings, conditions
         self.bus.send(Applied(message.generation))
 

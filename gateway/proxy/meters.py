@@ -25,7 +25,7 @@ class Meters:
             labels[0][1]: index for labels, index in stats.known("landbridge_tenant_requests_total")
         }
         self._tenants.pop(OTHER, None)
-        self._upstream_rows: dict[str, tuple[int, int, int]] = {}
+        self._upstream_rows: dict[str, tuple[int, dict[int, int]]] = {}
         self._other: dict[tuple[str, Labels], int] = {}
         self.connections = stats.series("landbridge_worker_connections", (("worker", str(slot)),), reset=True)
         self.overrides = stats.series("landbridge_overrides", (), reset=True)
@@ -76,18 +76,17 @@ class Meters:
         """A response head came, `seconds` after the request was sent."""
         row = self._upstream_rows.get(cluster)
         if row is None:
-            base = self._stats.histogram("landbridge_upstream_seconds", (("cluster", cluster),))
-            row = (base, self._upstream_series(cluster, "success"), self._upstream_series(cluster, "error"))
+            row = (self._stats.histogram("landbridge_upstream_seconds", (("cluster", cluster),)), {})
             self._upstream_rows[cluster] = row
-        base, success, error = row
+        base, outcomes = row
         values = self._values
         values[base + bucket_of(seconds)] += 1
         values[base + SUM_CELL] += int(seconds * 1e6)
-        values[success if status < 500 else error] += 1
-
-    def _upstream_series(self, cluster: str, outcome: str) -> int:
-        labels = (("cluster", cluster), ("outcome", outcome))
-        return self._stats.series("landbridge_upstream_requests_total", labels)
+        index = outcomes.get(status)
+        if index is None:
+            labels = (("cluster", cluster), ("outcome", f"{status // 100}xx"))
+            index = outcomes[status] = self._stats.series("landbridge_upstream_requests_total", labels)
+        values[index] += 1
 
     def upstream(self, cluster: str, outcome: str) -> None:
         """A try that brought no response head."""

@@ -69,6 +69,7 @@ class Relay:
     def run(self) -> None:
         """Run the chain and execute its answer."""
         exchange, chain = self.exchange, self.worker.chain
+        step: Any = None
         try:
             if chain.is_async:
                 self._hold_body()
@@ -80,16 +81,19 @@ class Relay:
                 if answer is not None:
                     break
             else:
-                answer = chain.endpoints[exchange.endpoint](exchange)
+                step = chain.endpoints[exchange.endpoint]
+                answer = step(exchange)
             self._execute(answer)
         except GatewayError as error:
             self.refuse(error.flag.name, error.detail)
         except Exception:
-            self._broken()
+            self._broken(step)
+            self.refuse("internal_error", "")
 
     async def _run_async(self) -> None:
         """The same walk for a chain that holds an `async def` filter."""
         exchange, chain = self.exchange, self.worker.chain
+        step: Any = None
         try:
             answer: Any = None
             for step in chain.inbound:
@@ -99,7 +103,8 @@ class Relay:
                 if answer is not None:
                     break
             else:
-                answer = chain.endpoints[exchange.endpoint](exchange)
+                step = chain.endpoints[exchange.endpoint]
+                answer = step(exchange)
                 if isinstance(answer, Awaitable):
                     answer = await answer
             self.task = None
@@ -108,13 +113,25 @@ class Relay:
         except GatewayError as error:
             self.refuse(error.flag.name, error.detail)
         except Exception:
-            self._broken()
+            self._broken(step)
+            self.refuse("internal_error", "")
 
-    def _broken(self) -> None:
-        """A filter or this relay has a bug: this request pays for it, no other one does."""
-        _log.exception("request %s: an error in the filter chain", self.exchange.request_id)
-        self.worker.meters.filter_error("chain")
-        self.refuse("internal_error", "")
+    def _broken(self, step: Any) -> None:
+        """A filter (or this relay) has a bug: this request pays for it, no other one does."""
+        name = getattr(step, "name", "relay")
+        _log.exception("request %s: error in filter %s", self.exchange.request_id, name)
+        self.worker.meters.filter_error(name)
+
+    def _outbound(self) -> bool:
+        """Show the response's head to the outbound filters. False when one of them failed."""
+        whole = True
+        for step in self.worker.chain.outbound:
+            try:
+                step(self.exchange)
+            except Exception:
+                self._broken(step)
+                whole = False
+        return whole
 
     def _execute(self, answer: Answer) -> None:
         if isinstance(answer, Forward):
@@ -270,8 +287,10 @@ class Relay:
         request, down = exchange.request, self.down
         exchange.response = response
         exchange.status = response.status
-        for step in worker.chain.outbound:
-            step(exchange)
+        if not self._outbound():
+            self._let_go()
+            self.refuse("internal_error", "")
+            return
         lines = [response.start, *response.kept, *response.added]
         if response.length < 0:
             self._frame(request, response, lines)
@@ -326,8 +345,7 @@ class Relay:
         exchange = self.exchange
         exchange.response = response
         exchange.status = 101
-        for step in self.worker.chain.outbound:
-            step(exchange)
+        self._outbound()
         lines = [
             response.start,
             *response.kept,
@@ -412,6 +430,7 @@ class Relay:
         self.deadline = 0.0
         if self.parked:
             self.parked = False
+            self.exchange.forwarded.clear()
             self.run()
         elif self.connecting is not None:
             self.timed_out = True
@@ -445,8 +464,7 @@ class Relay:
         response = answers.response(status, fields, body)
         exchange.response = response
         exchange.status = status
-        for step in self.worker.chain.outbound:
-            step(exchange)
+        self._outbound()
         lines = [response.start, *response.kept, *response.added]
         if not (exchange.request.keep_alive and down.keep_alive and self.request_sent) or self.worker.draining:
             down.keep_alive = False
@@ -470,8 +488,11 @@ class Relay:
             self._let_go()
         exchange = self.exchange
         self.worker.meters.exchange(exchange, self.worker.now() - exchange.started)
-        for complete in self.worker.chain.completes:
-            complete(exchange)
+        for step in self.worker.chain.completes:
+            try:
+                step.complete(exchange)
+            except Exception:
+                self._broken(step)
         if close:
             self.down.exchange_done()
 
