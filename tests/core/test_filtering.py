@@ -70,7 +70,7 @@ def test_order_is_kept_and_names_are_found() -> None:
     assert chain.inbound == tuple(steps)
     assert chain.endpoints == {"reply": end}
     assert [step.name for step in chain.outbound] == ["headers", "log"]
-    assert chain.completes == (log.complete,)
+    assert chain.completes == (log,)
     assert chain.is_async == frozenset()
 
 
