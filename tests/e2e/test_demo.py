@@ -217,9 +217,13 @@ async def test_a_websocket_goes_through_a_hop(demo: Demo) -> None:
 
 def test_the_decisions_are_streamed(demo: Demo) -> None:
     demo.ask(AP, "globex", "/streamed-decision")
-    until(lambda: "/streamed-decision" in demo.output.read_text(), "the decision is on the console")
-    lines = [line for line in demo.output.read_text().splitlines() if "/streamed-decision" in line]
-    assert any(line.startswith(AP) and "internal_redirect (misroute)" in line for line in lines)
+
+    def streamed() -> bool:
+        lines = [line for line in demo.output.read_text().splitlines() if "/streamed-decision" in line]
+        entered = any(line.startswith(AP) and "internal_redirect (misroute)" in line for line in lines)
+        return entered and any(line.startswith(EU) and "local (misroute)" in line for line in lines)
+
+    until(streamed, "both gateways' decisions are on the console")
 
 
 def test_failover_and_back(demo: Demo) -> None:
