@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -38,10 +40,17 @@ def reason(status: int) -> str:
         return ""
 
 
-def response(status: int, fields: Fields, body: bytes) -> Response:
+@lru_cache(maxsize=4)
+def _date(unix_s: int) -> bytes:
+    """RFC 9110, 6.6.1: whoever answers and has a clock says when."""
+    return b"Date: " + formatdate(unix_s, usegmt=True).encode()
+
+
+def response(status: int, fields: Fields, body: bytes, wall_ms: int) -> Response:
     """A response of our own as a head that outbound filters can read; its length is always known."""
     answer = Response(status, 11, b"HTTP/1.1 %d %b" % (status, reason(status).encode()))
     answer.kept = [b"%b: %b" % field for field in fields]
+    answer.kept.append(_date(wall_ms // 1000))
     if status != 204 and status >= 200:
         answer.kept.append(b"Content-Length: %d" % len(body))
     answer.length = len(body)

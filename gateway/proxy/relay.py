@@ -461,7 +461,7 @@ class Relay:
         if self.over:
             return
         exchange, down = self.exchange, self.down
-        response = answers.response(status, fields, body)
+        response = answers.response(status, fields, body, exchange.wall_ms())
         exchange.response = response
         exchange.status = status
         self._outbound()

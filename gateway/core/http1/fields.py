@@ -108,7 +108,11 @@ _RESPONSE_NAMES: Final[dict[bytes, int]] = {
 OWN_PREFIX: Final = b"gateway-"
 _FRAMING_NAMES: Final = (b"content-length", b"transfer-encoding")
 _KEEP_ALIVE_ONLY: Final = frozenset((b"keep-alive",))
-_SECRET: Final = frozenset((b"cookie", b"authorization", b"set-cookie", b"proxy-authorization"))
+_NOT_REMEMBERED: Final = frozenset((
+    b"cookie", b"authorization", b"set-cookie", b"proxy-authorization",
+    b"x-amzn-trace-id", b"x-request-id", b"traceparent", b"tracestate", b"gateway-hop", b"etag",
+))  # fmt: skip
+"""Credentials, and what is new in every message: it would only push out what comes again."""
 
 
 class Field:
@@ -163,7 +167,7 @@ class FieldTable:
             field = self._read(line, name, value.strip(b" \t"), seen)
         else:
             field = PLAIN
-        if len(line) <= CACHE_LINE_BYTES_MAX and name not in _SECRET and not field.seen & Seen.BAD:
+        if len(line) <= CACHE_LINE_BYTES_MAX and name not in _NOT_REMEMBERED and not field.seen & Seen.BAD:
             if len(self.cache) >= CACHE_LINES_MAX:
                 self.cache.clear()
             self.cache[line] = field

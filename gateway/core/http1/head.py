@@ -98,6 +98,10 @@ CHUNKED: Final = -1
 UNTIL_CLOSE: Final = -2
 
 
+MISSES_MAX: Final = 8
+"""Blocks in a row that were not the one before: then this client's fields differ each time, and nothing is kept."""
+
+
 class Memory:
     """The last field block of one connection, as bytes and as read.
 
@@ -106,10 +110,11 @@ class Memory:
     the request line.
     """
 
-    __slots__ = ("block", "fields", "host", "host_field", "kept", "seen", "table")
+    __slots__ = ("block", "fields", "host", "host_field", "kept", "misses", "seen", "table")
 
     def __init__(self) -> None:
         self.block = b""
+        self.misses = 0
         self.table: FieldTable | None = None
 
     def take(self, block: bytes, table: FieldTable, request: Request) -> None:
@@ -122,14 +127,16 @@ class Memory:
 
 def parse_request(head: bytes, table: FieldTable, limits: Limits, memory: Memory | None = None) -> Request:
     """Read a head without its final CRLF CRLF. Raises GatewayError (400, 414, 431, 501, 505)."""
-    if memory is None:
+    if memory is None or memory.misses > MISSES_MAX:
         return _parse_whole(head, table, limits)
     at = head.find(b"\r\n")
     block = head[at:]
     if block == memory.block and table is memory.table:
         request = _again(head[:at], limits, memory)
         if request is not None:
+            memory.misses = 0
             return request
+    memory.misses += 1
     request = _parse_whole(head, table, limits)
     if request.seen & _FRAMING == _HOST and request.version == 11 and head.startswith(request.method + b" /"):
         memory.take(block, table, request)
