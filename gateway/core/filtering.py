@@ -9,11 +9,14 @@ the exchange is over. A filter returns None (go on) or an answer; the worker exe
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import msgspec
+
+from gateway.core.errors import GatewayError
 
 if TYPE_CHECKING:
     from gateway.core.exchange import Exchange
@@ -87,17 +90,24 @@ REQUIRED_INBOUND: Final = ("identify", "tenant", "region")
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A compiled chain: plain tuples of callables. `is_async` names filters whose result has to be awaited."""
+    """A compiled chain: plain tuples of callables. `is_async` names filters whose result has to be awaited.
+
+    `removable` names those that are taken out when they keep failing; none that carries safety is among them.
+    """
 
     inbound: tuple[InboundFilter, ...]
     endpoints: Mapping[str, EndpointFilter]
     outbound: tuple[OutboundFilter, ...]
     completes: tuple[Completes, ...]
     is_async: frozenset[str]
+    removable: frozenset[str] = frozenset()
 
 
 def compile_chain(
-    inbound: Iterable[InboundFilter], endpoints: Iterable[EndpointFilter], outbound: Iterable[OutboundFilter]
+    inbound: Iterable[InboundFilter],
+    endpoints: Iterable[EndpointFilter],
+    outbound: Iterable[OutboundFilter],
+    removable: frozenset[str] = frozenset(),
 ) -> Chain:
     """Check and freeze a chain. Raises ChainError when a required filter is absent or out of order."""
     steps = tuple(inbound)
@@ -116,7 +126,47 @@ def compile_chain(
     if late := [f.name for f in outs if f.name in waits]:
         raise ChainError(f"outbound filters cannot be async, a response is already on its way: {', '.join(late)}")
     completes = tuple(f for f in outs if isinstance(f, Completes))
-    return Chain(steps, ends, outs, completes, frozenset(waits))
+    return Chain(steps, ends, outs, completes, frozenset(waits), removable)
+
+
+class TakenOut:
+    """Stands where an endpoint filter was taken out: who is sent to it has no answer, and runs none of its code."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, exchange: Exchange) -> Answer:
+        raise GatewayError("internal_error", f"filter {self.name} was taken out")
+
+
+def without(chain: Chain, name: str) -> Chain:
+    """The chain after one of its removable filters failed too often."""
+    if name not in chain.removable:
+        raise ValueError(f"filter {name} cannot be taken out")
+    return replace(
+        chain,
+        inbound=tuple(step for step in chain.inbound if step.name != name),
+        endpoints={key: TakenOut(key) if key == name else end for key, end in chain.endpoints.items()},
+        outbound=tuple(step for step in chain.outbound if step.name != name),
+        completes=tuple(step for step in chain.completes if getattr(step, "name", None) != name),
+        is_async=chain.is_async - {name},
+        removable=chain.removable - {name},
+    )
+
+
+_FIELD_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_FIELD_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*\Z")
+
+
+def field_line(name: str, value: str) -> bytes:
+    """One field as a line, for `exchange.forwarded` and `response.added`. ValueError for what no field may hold.
+
+    RFC 9110, 5.1 and 5.5: a line break in a value would begin another field, or another message.
+    """
+    line = name.encode("latin-1"), value.encode("latin-1")
+    if not _FIELD_NAME.match(line[0]) or not _FIELD_VALUE.match(line[1]):
+        raise ValueError(f"no field: {name!r}: {value!r}")
+    return b"%b: %b" % line
 
 
 def _is_async(step: object) -> bool:
