@@ -6,6 +6,7 @@ its defaults against those of `schema`. A key of a later version is in it too, a
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -18,6 +19,7 @@ from gateway.settings.problems import nearest, shown
 from gateway.settings.schema import (
     AccessLogSettings,
     Address,
+    AdminSettings,
     ClusterLimitSettings,
     ClusterSettings,
     ClusterTimeoutSettings,
@@ -29,9 +31,11 @@ from gateway.settings.schema import (
     RegionSettings,
     ResolverSettings,
     RetrySettings,
+    Role,
     RouteSettings,
     TenancySettings,
     TimeoutSettings,
+    TokenSettings,
 )
 from gateway.settings.shape import (
     BAD,
@@ -58,8 +62,14 @@ WORKERS_MAX: Final = 256
 """More processes than any machine of this kind has cores."""
 KEY_BYTES_MIN: Final = 32
 """HMAC-SHA256 gains nothing from more and loses from less (RFC 2104, 3)."""
+TOKEN_CHARS_MIN: Final = 24
+"""144 bits when it comes from `openssl rand -base64 18`: nobody guesses it, at any rate."""
+TOKEN_CHARS_MAX: Final = 512
 UNKNOWN_REJECT: Final = "reject"
 _CLUSTER: Final = re.compile(r"[a-z0-9_.-]{1,63}\Z")
+_ACTOR: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
+_BEARER: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*\Z")
+"""b64token, RFC 6750, 2.1: what `Authorization: Bearer` can carry."""
 _PATH: Final = re.compile(r"/[\x21\x22\x24-\x3e\x40-\x7e]*\Z")
 """A raw path: visible ASCII but `?` and `#`."""
 _TARGET: Final = re.compile(r"/[\x21\x22\x24-\x7e]*\Z")
@@ -164,6 +174,18 @@ def hop_key(text: str) -> str:
     return text
 
 
+def bearer_token(text: str) -> str:
+    if not TOKEN_CHARS_MIN <= len(text) <= TOKEN_CHARS_MAX or not _BEARER.match(text):
+        raise ValueError("no token")
+    return text
+
+
+def _admin_host(text: str) -> str:
+    if not units.is_ip(text):
+        return units.host_name(text)
+    return str(ipaddress.ip_address(text))
+
+
 def _filter(text: str) -> str:
     if text not in FILTERS:
         raise ValueError("no filter")
@@ -196,6 +218,14 @@ NETWORK: Final = Scalar("network", "a network such as 10.20.0.0/24", units.netwo
 HOP_KEY: Final = Scalar(
     f"text of at least {KEY_BYTES_MIN} bytes", f"a key of at least {KEY_BYTES_MIN} bytes", hop_key, secret=True
 )
+ACTOR: Final = matching("name", "a name of 1 to 64 of A-Z a-z 0-9 . _ @ -", _ACTOR)
+TOKEN: Final = Scalar(
+    f"text of at least {TOKEN_CHARS_MIN} characters",
+    f"a token of at least {TOKEN_CHARS_MIN} of A-Z a-z 0-9 - . _ ~ + /",
+    bearer_token,
+    secret=True,
+)
+ADMIN_HOST: Final = Scalar("host", "a host name or an address, without port", _admin_host)
 PREFIX: Final = matching("path", "a path prefix such as /api/, without query", _PATH)
 PROBE: Final = matching("path", "a path such as /healthz, without query", _PATH)
 CHECK_PATH: Final = matching("path", "a path such as /healthz", _TARGET)
@@ -321,7 +351,10 @@ _LISTEN: Final = {
         effect=Effect.WORKERS,
     ),
     "admin": Key(
-        LISTENER, f"API and `/metrics`. Loopback only: tokens are {NOT_YET}.", "127.0.0.1:8081", effect=Effect.WORKERS
+        LISTENER,
+        "API and `/metrics`. Loopback only, unless `admin.tokens` has some.",
+        "127.0.0.1:8081",
+        effect=Effect.WORKERS,
     ),
 }
 _REGION: Final = {
@@ -405,9 +438,25 @@ _ACCESS_LOG: Final = {
     ),
     "sample": Key(fraction(), "Share of the requests that are logged.", "1.0"),
 }
+_TOKEN: Final = {
+    "name": Key(ACTOR, "Who that is, in the audit log. Each name once.", required=True),
+    "role": Key(
+        Choice({role.value: role for role in Role}), "A viewer reads, an operator changes things too.", required=True
+    ),
+    "token": Key(TOKEN, "What `Authorization: Bearer` carries; `${file:path}` keeps it out of here.", required=True),
+}
 _ADMIN: Final = {
-    "hosts": Key(Later(empty_is_fine=True), "Names that the API answers to.", "[]"),
-    "tokens": Key(Later(empty_is_fine=True), "Who may read and change.", "[]"),
+    "hosts": Key(
+        Items(ADMIN_HOST, distinct=True),
+        "Names and addresses, without port, that the API answers to, besides those of loopback on loopback, and "
+        "elsewhere the address that was connected to.",
+        "[]",
+    ),
+    "tokens": Key(
+        Items(Record(TokenSettings, _TOKEN, secret=True)),
+        "Who may change things; away from loopback also who may read.",
+        "[]",
+    ),
 }
 _TELEMETRY: Final = {
     "tenants": Key(whole(0, 100_000), "Tenants with a metric series of their own; the rest count as `other`.", "200"),
@@ -460,6 +509,6 @@ ROOT: Final = Record(
         "filters": Key(Record(_as_dict, _FILTERS), "Request policy.", effect=Effect.WORKERS),
         "access_log": Key(Record(AccessLogSettings, _ACCESS_LOG), "One JSON object a line."),
         "telemetry": Key(Record(_as_dict, _TELEMETRY), "Metrics."),
-        "admin": Key(Record(_as_dict, _ADMIN), "Who may use `listen.admin`."),
+        "admin": Key(Record(AdminSettings, _ADMIN), "Who may use `listen.admin`."),
     },
 )  # fmt: skip

@@ -28,6 +28,7 @@ from gateway.settings.problems import Invalid, Problem
 from gateway.settings.schema import (
     REGION_TIMEOUTS,
     AccessLogSettings,
+    AdminSettings,
     ClusterLimitSettings,
     ClusterSettings,
     DrainSettings,
@@ -268,6 +269,7 @@ def _settings(values: dict[str, Any], root: Table, folder: str) -> Settings:
         filter_options=values.get("filters", {}).get("options", {}),
         access_log=values.get("access_log", AccessLogSettings()),
         tenant_series=values.get("telemetry", {}).get("tenants", 200),
+        admin=values.get("admin", AdminSettings()),
         origins=_origins(root),
     )
 
@@ -324,6 +326,8 @@ def masked(settings: Settings) -> dict[str, Any]:
     """The settings as plain data, fit to be shown: secrets are `***`."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
     plain["hop_keys"] = ["***" for _ in settings.hop_keys]
+    for token in plain["admin"]["tokens"]:
+        token["token"] = "***"
     plain["filter_options"] = {name: _masked_options(options) for name, options in settings.filter_options.items()}
     return plain
 

@@ -15,7 +15,7 @@ from gateway.settings import units
 from gateway.settings.document import Leaf, Listing, Node, Path, Table, described, dotted, find
 from gateway.settings.problems import nearest, shown
 from gateway.settings.schema import Address, RouteSettings, Settings
-from gateway.settings.shape import NOT_YET, Walk
+from gateway.settings.shape import Walk
 
 APP: Final = "app"
 KEEPALIVE_MIN_S: Final = 60.0
@@ -36,6 +36,7 @@ def judge(settings: Settings, root: Table, walk: Walk, chosen: str) -> None:
     rules.tenancy()
     rules.between_regions()
     rules.listeners()
+    rules.admin()
     rules.times()
 
 
@@ -146,8 +147,25 @@ class _Rules:
                     here, there = (name, earlier) if self.has(("listen", name)) else (earlier, name)
                     taken = other if here == name else address
                     self.note(("listen", here), f"an address that listen.{there} ({taken}) leaves free")
-        if not units.is_loopback(listen.admin.host) and not self.is_bad("listen", "admin"):
-            self.note(("listen", "admin"), f"a loopback address (admin.tokens are {NOT_YET})")
+        if units.is_loopback(listen.admin.host) or self.is_bad("listen", "admin") or self.is_bad("admin"):
+            return
+        if not self.settings.admin.tokens:
+            self.note(("listen", "admin"), "a loopback address, since admin.tokens has none")
+
+    def admin(self) -> None:
+        """A name or a token that two entries share would leave open who it was."""
+        places = [i for i in range(len(_listed(self.root, "admin", "tokens"))) if ("admin", "tokens", i) not in
+                  self.walk.bad]  # fmt: skip
+        names: set[str] = set()
+        tokens: set[str] = set()
+        for index, entry in zip(places, self.settings.admin.tokens, strict=False):
+            where: Path = ("admin", "tokens", index)
+            if entry.name in names and not self.is_bad(*where, "name"):
+                self.note((*where, "name"), "each name once", f"{shown(entry.name)} again")
+            if entry.token in tokens and not self.is_bad(*where, "token"):
+                self.note((*where, "token"), "a token for each", "another's again")
+            names.add(entry.name)
+            tokens.add(entry.token)
 
     def times(self) -> None:
         drain, probes = self.settings.drain, self.settings.probes
@@ -199,9 +217,16 @@ def warnings(settings: Settings, root: Table) -> list[str]:
     for index, node in enumerate(_listed(root, "hop_keys")):
         if isinstance(node, Leaf) and node.line and "${" not in node.text:
             warn(("hop_keys", index), "the key stands in the file: ${NAME} or ${file:path} keeps it out")
+    for index, node in enumerate(_listed(root, "admin", "tokens")):
+        written = node.entries.get("token") if isinstance(node, Table) else None
+        if isinstance(written, Leaf) and written.line and "${" not in written.text:
+            path = ("admin", "tokens", index, "token")
+            warn(path, "the token stands in the file: ${NAME} or ${file:path} keeps it out")
+    if not settings.admin.hosts and not units.is_loopback(settings.listen.admin.host):
+        warn(("listen", "admin"), "admin.hosts is empty: the API answers only to the address that was connected to")
     return lines
 
 
-def _listed(root: Table, key: str) -> list[Node]:
-    node = root.entries.get(key)
+def _listed(root: Table, *path: str) -> list[Node]:
+    node = find(root, path)
     return node.items if isinstance(node, Listing) else []

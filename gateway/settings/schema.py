@@ -6,6 +6,7 @@ control lives. Durations are seconds, sizes bytes, rates per second. Only the lo
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -128,6 +129,31 @@ class AccessLogSettings(msgspec.Struct, frozen=True):
     sample: float = 1.0
 
 
+class Role(StrEnum):
+    """Who may do what on the admin API: a viewer reads, an operator changes things too."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+
+
+class TokenSettings(msgspec.Struct, frozen=True):
+    """One bearer of a token. `name` is the actor in the audit log."""
+
+    name: str
+    role: Role
+    token: str
+
+    def __repr__(self) -> str:  # what is printed while hunting a bug must not hold a credential
+        return f"TokenSettings(name={self.name!r}, role={self.role.value!r}, token='***')"
+
+
+class AdminSettings(msgspec.Struct, frozen=True):
+    """`hosts` are names and addresses, in lower case and without a port, that the API answers to."""
+
+    hosts: tuple[str, ...] = ()
+    tokens: tuple[TokenSettings, ...] = ()
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration of one gateway. `workers` is resolved (`auto` is one per usable core).
 
@@ -157,5 +183,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     filter_options: dict[str, dict[str, object]] = {}
     access_log: AccessLogSettings = AccessLogSettings()
     tenant_series: int = 200
+    admin: AdminSettings = AdminSettings()
     digest: str = ""
     origins: dict[str, str] = {}

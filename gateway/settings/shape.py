@@ -272,7 +272,7 @@ class Record:
 
     def read(self, walk: Walk, node: Node, path: Path) -> object:
         if not isinstance(node, Table):
-            return walk.note(node, path, "a mapping", described(node))
+            return walk.note(node, path, "a mapping", found_in(node, self.secret))
         values: dict[str, object] = {}
         for name, child in node.entries.items():
             key = self.keys.get(name)

@@ -42,7 +42,7 @@ REPLACED = [
     ("hop: 127.0.0.1:8082", "hop: 127.0.0.2:8080", []),
     ("hop: 127.0.0.1:8082", "hop: 127.0.0.1:0", []),
     ("http: 127.0.0.1:8080, hop: 127.0.0.1:8082", "http: 127.0.0.1:0, hop: 127.0.0.1:0, admin: 127.0.0.1:0", []),
-    ("hop: 127.0.0.1:8082", "hop: 127.0.0.1:8082, admin: 0.0.0.0:8081", ["2: listen.admin: expected a loopback address (admin.tokens are not supported yet), got \"0.0.0.0:8081\""]),
+    ("hop: 127.0.0.1:8082", "hop: 127.0.0.1:8082, admin: 0.0.0.0:8081", ["2: listen.admin: expected a loopback address, since admin.tokens has none, got \"0.0.0.0:8081\""]),
     ("hop: 127.0.0.1:8082", 'hop: 127.0.0.1:8082, admin: "[::1]:8081"', []),
     ("hop: 127.0.0.1:8082", "hop: gw.here:8082", ["2: listen.hop: expected an address such as 0.0.0.0:8080, got \"gw.here:8082\""]),
 ]  # fmt: skip
@@ -55,6 +55,20 @@ def test_changed(tmp_path: Path, old: str, new: str, lines: list[str]) -> None:
 
 
 ADDED = [
+    (f"admin: {{tokens: [{{name: a, role: viewer, token: {'t' * 24}}}, {{name: a, role: operator, token: {'u' * 24}}}]}}", ['9: admin.tokens[1].name: expected each name once, got "a" again']),
+    (f"admin: {{tokens: [{{name: a, role: viewer, token: {'t' * 24}}}, {{name: b, role: operator, token: {'t' * 24}}}]}}", ["9: admin.tokens[1].token: expected a token for each, got another's again"]),
+    (f"admin: {{tokens: [{{name: a, role: viewer}}, {{name: a, role: admin, token: {'t' * 23}}}]}}", [
+        "9: admin.tokens[0].token: expected a token of at least 24 of A-Z a-z 0-9 - . _ ~ + /, got nothing",
+        '9: admin.tokens[1].role: expected viewer or operator, got "admin"',
+        "9: admin.tokens[1].token: expected a token of at least 24 of A-Z a-z 0-9 - . _ ~ + /, got a value that is not shown",
+        '9: admin.tokens[1].name: expected each name once, got "a" again',
+    ]),
+    (f"admin: {{hosts: [gw.internal, GW.internal, 'a:1', '::1', 10.0.0.9], tokens: [5, {'t' * 24}]}}", [
+        '9: admin.hosts[1]: expected each value once, got "GW.internal" again',
+        '9: admin.hosts[2]: expected a host name or an address, without port, got "a:1"',
+        "9: admin.tokens[0]: expected a mapping, got a value that is not shown",
+        "9: admin.tokens[1]: expected a mapping, got a value that is not shown",
+    ]),
     ("tenancy: {unknown: ther}", ['9: tenancy.unknown: expected reject or one of regions (did you mean there?), got "ther"']),
     ("tenancy: {unknown: there}", []),
     ("tenancy: {unknown: reject}", []),
@@ -96,6 +110,20 @@ def test_settings_for_other_regions_gateways(tmp_path: Path, entry: str, lines: 
     text = SMALL.replace("clusters: {app:", f"clusters: {{{entry}, app:")
     found = problems_of(write(tmp_path, text))
     assert found == [f"gateway.yaml:{line}" for line in lines]
+
+
+TOKENS = f"admin: {{tokens: [{{name: a, role: operator, token: {'t' * 24}}}]}}\n"
+
+
+def test_off_loopback_is_open_to_who_has_a_token_and_warns_of_what_is_easily_forgotten(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALL.replace("hop: 127.0.0.1:8082", "hop: 127.0.0.1:8082, admin: 0.0.0.0:8081") + TOKENS)
+    sources = read_sources(path, ENVIRON)
+    settings = load(sources, ENVIRON)
+    assert warnings_for(settings, sources) == [
+        f"{path}:9: admin.tokens[0].token: the token stands in the file: ${{NAME}} or ${{file:path}} keeps it out",
+        f"{path}:2: listen.admin: admin.hosts is empty: the API answers only to the address that was connected to",
+    ]
+    assert "t" * 24 not in repr(settings)
 
 
 def test_app_is_not_needed_when_a_route_takes_everything(tmp_path: Path) -> None:
