@@ -20,7 +20,11 @@ CODE: Final = frozenset({"listen", "workers", "filters"})
 """Top-level keys of the file; all others are data."""
 _NOT_MEANT: Final = frozenset({"digest", "origins"})
 """Fields that are derived from the others, or say only where they were written."""
-_WRITTEN: Final = {"filter_options": ("filters", "options"), "tenant_series": ("telemetry", "tenants")}
+_WRITTEN: Final = {
+    "filter_files": ("filters", "paths"),
+    "filter_options": ("filters", "options"),
+    "tenant_series": ("telemetry", "tenants"),
+}
 """Fields of Settings that stand under another key in the file."""
 
 
@@ -53,7 +57,12 @@ def _plain(settings: Settings) -> dict[str, object]:
         if name in _NOT_MEANT:
             continue
         top, *below = _WRITTEN.get(name, (name,))
-        plain[top] = {below[0]: value} if below else value
+        if below:
+            parent = plain.setdefault(top, {})
+            assert isinstance(parent, dict)
+            parent[below[0]] = value
+        else:
+            plain[top] = value
     return plain
 
 

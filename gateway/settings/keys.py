@@ -66,6 +66,7 @@ TOKEN_CHARS_MIN: Final = 24
 """144 bits when it comes from `openssl rand -base64 18`: nobody guesses it, at any rate."""
 TOKEN_CHARS_MAX: Final = 512
 UNKNOWN_REJECT: Final = "reject"
+_FILTER_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
 _CLUSTER: Final = re.compile(r"[a-z0-9_.-]{1,63}\Z")
 _ACTOR: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
 _BEARER: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*\Z")
@@ -187,7 +188,8 @@ def _admin_host(text: str) -> str:
 
 
 def _filter(text: str) -> str:
-    if text not in FILTERS:
+    """A name that some filter may have; which ones there are is known once operators' files were loaded."""
+    if text not in FILTERS and not _FILTER_NAME.match(text):
         raise ValueError("no filter")
     return text
 
@@ -232,6 +234,7 @@ CHECK_PATH: Final = matching("path", "a path such as /healthz", _TARGET)
 WORKERS: Final = Scalar(
     f"`auto` or a whole number from 1 to {WORKERS_MAX}", f"auto or a whole number from 1 to {WORKERS_MAX}", _workers, 1
 )
+FILTER_PATHS: Final = Items(FilePath(), distinct=True)
 FILTER: Final = Scalar("filter name", f"a filter: one of {', '.join(FILTERS)}", _filter)
 MISROUTE: Final = Choice({m.value: m for m in Misroute})
 
@@ -427,9 +430,18 @@ _MAP: Final = {
     "redis": Key(Later(), "The replicated map."),
 }
 _FILTERS: Final = {
-    "paths": Key(Later(empty_is_fine=True), "Folders with filters of your own.", "[]"),
+    "paths": Key(
+        FILTER_PATHS,
+        "Filters of your own: files, folders or patterns such as `./my_filters/*.py` ([how to write one](filters.md)).",
+        "[]",
+        effect=Effect.WORKERS,
+    ),
     "options": Key(
-        Named(FILTER, Free(), label="<filter>"), "Options of a filter, by its name.", "{}", effect=Effect.WORKERS
+        Named(FILTER, Free(), label="<filter>"),
+        "Options of a filter, by its name. One of your own also takes `on_error`: `remove` (the default: it is taken "
+        "out after 10 errors in 10 s) or `refuse`.",
+        "{}",
+        effect=Effect.WORKERS,
     ),
 }
 _ACCESS_LOG: Final = {

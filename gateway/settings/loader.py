@@ -21,8 +21,9 @@ import msgspec
 from gateway.core.placement import REGION_NAME, Misroute
 from gateway.core.view import region_cluster
 from gateway.settings import document, keys, rules
-from gateway.settings.document import Leaf, Node, Source, Table, merge
+from gateway.settings.document import Leaf, Listing, Node, Source, Table, merge
 from gateway.settings.expansion import Unresolved, expand
+from gateway.settings.filter_files import FilterFiles, digest_of, read_filters, unreadable
 from gateway.settings.machine import usable_cores
 from gateway.settings.problems import Invalid, Problem
 from gateway.settings.schema import (
@@ -32,6 +33,7 @@ from gateway.settings.schema import (
     ClusterLimitSettings,
     ClusterSettings,
     DrainSettings,
+    FilterFile,
     LimitSettings,
     Listen,
     ProbeSettings,
@@ -51,6 +53,7 @@ FILE_BYTES_MAX: Final = 1024 * 1024
 """A configuration of a thousand regions and routes is a tenth of this; a larger file is the wrong file."""
 OVERRIDE_PREFIX: Final = "LANDBRIDGE__"
 REGION_VARIABLE: Final = "LANDBRIDGE_REGION"
+FILTER_PATHS: Final = ("filters", "paths")
 
 
 class Sources(msgspec.Struct, frozen=True):
@@ -69,10 +72,13 @@ class Sources(msgspec.Struct, frozen=True):
     overlay_text: bytes | None = None
     overlay_folder: str = ""
     overrides: dict[str, str] = {}
+    filters: FilterFiles = FilterFiles()
 
 
 def read_sources(path: FsPath, environ: Mapping[str, str]) -> Sources:
-    """Read `gateway.yaml`, choose the region, read its overlay. Raises Invalid when a file cannot be read.
+    """Read `gateway.yaml`, choose the region, read its overlay, and the files that `filters.paths` names.
+
+    Raises Invalid when one of the first two cannot be read; of the others `load` tells.
 
     The region comes from `LANDBRIDGE_REGION`, else `LANDBRIDGE__region`, else the file.
     """
@@ -83,17 +89,26 @@ def read_sources(path: FsPath, environ: Mapping[str, str]) -> Sources:
     chosen = environ.get(REGION_VARIABLE)
     region = chosen if chosen is not None else _region_of(Source(file, folder), text, overrides, environ)
     sources = Sources(file, text, folder, region, chosen is not None, overrides=overrides)
-    if not REGION_NAME.match(region):
-        return sources
     overlay = path.parent / "regions" / f"{region}.yaml"
-    if not overlay.exists():
-        return sources
-    return msgspec.structs.replace(
-        sources,
-        overlay_file=str(overlay),
-        overlay_text=_read(overlay),
-        overlay_folder=os.path.dirname(os.path.abspath(overlay)),
-    )
+    if REGION_NAME.match(region) and overlay.exists():
+        sources = msgspec.structs.replace(
+            sources,
+            overlay_file=str(overlay),
+            overlay_text=_read(overlay),
+            overlay_folder=os.path.dirname(os.path.abspath(overlay)),
+        )
+    patterns = _filter_patterns(sources, environ)
+    return msgspec.structs.replace(sources, filters=read_filters(patterns)) if patterns else sources
+
+
+def _filter_patterns(sources: Sources, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What `filters.paths` says, absolute. Nothing where it cannot be read: `load` will say why."""
+    try:
+        node = document.find(_merged(sources, []), FILTER_PATHS)
+    except Invalid:
+        return ()
+    found = keys.FILTER_PATHS.read(Walk(environ), node, FILTER_PATHS) if isinstance(node, Listing) else ()
+    return tuple(str(path) for path in found) if isinstance(found, tuple) else ()
 
 
 def _read(path: FsPath) -> bytes:
@@ -236,17 +251,19 @@ def _read_all(sources: Sources, environ: Mapping[str, str]) -> Reading:
     root = _merged(sources, walk.problems)
     values = keys.ROOT.read(walk, root, ())
     assert isinstance(values, dict)
-    settings = _settings(values, root, sources.folder)
+    settings = _settings(values, root, sources)
     rules.judge(settings, root, walk, chosen=sources.region)
+    rules.judge_filters(settings, root, walk, sources.filters.unmatched, values.get("filters", {}).get("paths", ()))
+    walk.problems.extend(unreadable(sources.filters))
     return Reading(root, walk, settings)
 
 
-def _settings(values: dict[str, Any], root: Table, folder: str) -> Settings:
+def _settings(values: dict[str, Any], root: Table, sources: Sources) -> Settings:
     """Put the walk's values together. A part that could not be read is as if it were absent."""
     region: str = values["region"]
     regions: dict[str, RegionSettings] = values["regions"]
     listen: Listen = values["listen"]
-    tenant_map: dict[str, Any] = {"file": os.path.join(folder, "tenants.yaml"), **values.get("tenant_map", {})}
+    tenant_map: dict[str, Any] = {"file": os.path.join(sources.folder, "tenants.yaml"), **values.get("tenant_map", {})}
     clusters: dict[str, Any] = values.get("clusters", {})
     return Settings(
         region=region,
@@ -266,6 +283,7 @@ def _settings(values: dict[str, Any], root: Table, folder: str) -> Settings:
         drain=values.get("drain", DrainSettings()),
         probes=values.get("probes", ProbeSettings()),
         tenant_map=TenantMapSettings(**tenant_map),
+        filter_files=tuple(FilterFile(file.path, digest_of(file.text)) for file in sources.filters.files),
         filter_options=values.get("filters", {}).get("options", {}),
         access_log=values.get("access_log", AccessLogSettings()),
         tenant_series=values.get("telemetry", {}).get("tenants", 200),

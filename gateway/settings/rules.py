@@ -7,12 +7,14 @@ dangling reference next to a misspelt unit. A rule that would only repeat a prob
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from gateway.core.placement import Misroute
 from gateway.core.view import REGION_CLUSTER
 from gateway.settings import units
 from gateway.settings.document import Leaf, Listing, Node, Path, Table, described, dotted, find
+from gateway.settings.keys import FILTERS
 from gateway.settings.problems import nearest, shown
 from gateway.settings.schema import Address, RouteSettings, Settings
 from gateway.settings.shape import Walk
@@ -38,6 +40,26 @@ def judge(settings: Settings, root: Table, walk: Walk, chosen: str) -> None:
     rules.listeners()
     rules.admin()
     rules.times()
+
+
+def judge_filters(
+    settings: Settings, root: Table, walk: Walk, unmatched: Collection[str], paths: Sequence[object]
+) -> None:
+    """Note `paths` (as the walk read them) that stand for no file, and options whose filter nobody can know.
+
+    Where there are files, only executing them tells which filters there are: `filter_check` judges the names.
+    """
+    rules = _Rules(settings, root, walk, "")
+    for index, path in enumerate(paths):
+        if path in unmatched:
+            rules.note(("filters", "paths", index), "a file with filters, or a folder or pattern that has some")
+    table = find(root, ("filters", "options"))
+    if settings.filter_files or unmatched or not isinstance(table, Table) or not rules.has(("filters", "options")):
+        return
+    for name, node in table.entries.items():
+        if name not in FILTERS and ("filters", "options", name) not in walk.bad:
+            expected, path = f"a filter: one of {', '.join(FILTERS)}", ("filters", "options", name)
+            walk.note_at(node.source, table.lines[name], path, expected, f"the key {shown(name)}")
 
 
 class _Rules:

@@ -129,6 +129,13 @@ class AccessLogSettings(msgspec.Struct, frozen=True):
     sample: float = 1.0
 
 
+class FilterFile(msgspec.Struct, frozen=True):
+    """A file with filters of the operator's: where it is, and 16 hex digits of its text, so that a change shows."""
+
+    path: str
+    digest: str
+
+
 class Role(StrEnum):
     """Who may do what on the admin API: a viewer reads, an operator changes things too."""
 
@@ -180,6 +187,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain: DrainSettings = DrainSettings()
     probes: ProbeSettings = ProbeSettings()
     tenant_map: TenantMapSettings
+    filter_files: tuple[FilterFile, ...] = ()
     filter_options: dict[str, dict[str, object]] = {}
     access_log: AccessLogSettings = AccessLogSettings()
     tenant_series: int = 200

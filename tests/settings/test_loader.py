@@ -164,7 +164,6 @@ LATER = [
     ("tenancy: {resolvers: [{jwt: {}}]}", "tenancy.resolvers[0].jwt: expected one of host, header, path, query, cookie, fixed "
      '(jwt is not supported yet), got "jwt"'),
     ("tenancy: {agree: [host, path]}", "tenancy.agree: expected an empty list (agree is not supported yet), got a list"),
-    ("filters: {paths: [./mine]}", "filters.paths: expected an empty list (paths is not supported yet), got a list"),
     *[(f"clusters: {{app: {{endpoints: [], {key}}}}}", f"clusters.app.{path}: expected {expected}") for key, path, expected in [
         ("breaker: {}", "breaker", "no such key (breaker is not supported yet), got a mapping"),
         ("outliers: {}", "outliers", "no such key (outliers is not supported yet), got a mapping"),
