@@ -23,11 +23,15 @@ import uvloop
 
 from gateway.bus.channel import Channel
 from gateway.bus.client import BusClient
-from gateway.bus.messages import Applied, Configured, FromControl, Hello, MapChanged
+from gateway.bus.messages import Applied, Configured, FilterRemoved, FromControl, Hello, MapChanged
 from gateway.core.conditions import Conditions
+from gateway.core.filtering import Chain, ChainError
+from gateway.proxy.added import load_filters
 from gateway.proxy.chain import build_chain
 from gateway.proxy.downstream import Phase
+from gateway.proxy.memory import keep_freed_memory
 from gateway.proxy.worker import SWEEP_S, Worker
+from gateway.settings.filter_files import FilterFiles
 from gateway.settings.loader import decode_sources, load
 from gateway.settings.schema import Settings
 from gateway.settings.view import build_view
@@ -45,7 +49,9 @@ STATE_FILE: Final = "config.last-good"
 class Process:
     """One worker process: sockets, bus, channel, drain."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, options: argparse.Namespace, settings: Settings) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, options: argparse.Namespace, settings: Settings, chain: Chain
+    ) -> None:
         self.loop = loop
         self.slot: int = options.slot
         self.settings = settings
@@ -58,7 +64,13 @@ class Process:
         view = build_view(settings, self.conditions, 0)
         self.bus = BusClient(Path(options.state_dir) / "bus.sock", self.on_bus, self.on_connected)
         self.worker = Worker(
-            loop, view, build_chain, Path(options.state_dir), self.slot, self.bus.send, AccessLog(view.access_log_path)
+            loop,
+            view,
+            lambda _: chain,
+            Path(options.state_dir),
+            self.slot,
+            self.bus.send,
+            AccessLog(view.access_log_path),
         )
         self.channel = Channel(options.channel, self.on_command, self.on_supervisor_lost)
 
@@ -125,6 +137,8 @@ class Process:
 
     def on_connected(self) -> None:
         self.bus.send(Hello(self.slot, os.getpid()))
+        for name, error in self.worker.removed.items():
+            self.bus.send(FilterRemoved(name, error))
 
     def on_bus(self, message: FromControl) -> None:
         """Control's word. What cannot be applied changes nothing."""
@@ -196,10 +210,13 @@ def _descriptors(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
 
 
-def last_good(state_dir: str) -> Settings:
-    """The configuration that the supervisor or control found valid last."""
-    text = (Path(state_dir) / STATE_FILE).read_bytes()
-    return load(decode_sources(text), os.environ)
+def last_good(state_dir: str) -> tuple[Settings, FilterFiles]:
+    """The configuration that the supervisor or control found valid last, and the operator's filters with it.
+
+    The filters are the very text that was validated: what became of their files since does not matter.
+    """
+    sources = decode_sources((Path(state_dir) / STATE_FILE).read_bytes())
+    return load(sources, os.environ), sources.filters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -210,10 +227,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     logging.Formatter.converter = time.gmtime
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    settings = last_good(options.state_dir)
+    keep_freed_memory()
+    settings, filters = last_good(options.state_dir)
+    try:
+        chain = build_chain(build_view(settings, Conditions(), 0), load_filters(filters.files))
+    except ChainError as error:  # it was valid: what it imports is gone since. Without it, requests might pass unasked
+        _log.error("the filters cannot be loaded, so this worker does not start: %s", error)
+        return 1
 
     async def amain() -> None:
-        await Process(asyncio.get_running_loop(), options, settings).run()
+        await Process(asyncio.get_running_loop(), options, settings, chain).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(amain())
