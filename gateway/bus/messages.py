@@ -33,6 +33,12 @@ class ConnectFailures(msgspec.Struct, tag=True, frozen=True):
     count: int
 
 
+class MapUnreadable(msgspec.Struct, tag=True, frozen=True):
+    """Worker: the map on disk failed a lookup, or its file is not what was opened (sent once a second at most)."""
+
+    why: str
+
+
 class Configured(msgspec.Struct, tag=True, frozen=True):
     """Control: a new configuration, whole. `generation` grows with every Configured and every Conditions."""
 
@@ -43,14 +49,16 @@ class Configured(msgspec.Struct, tag=True, frozen=True):
 class MapChanged(msgspec.Struct, tag=True, frozen=True):
     """Control: the store moved from one transaction to another; these ids and hosts are no longer what they were.
 
-    An empty change whose `from_txn` is 0 means "everything may have changed": drop the whole cache.
+    An empty change whose `from_txn` is 0 means "everything may have changed": drop the whole cache. `generation` names
+    the directory that the transactions are counted in: in another one they say nothing of those before.
     """
 
     from_txn: int
     to_txn: int
     tenants: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    generation: int = 0
 
 
-FromWorker = Hello | Applied | ConnectFailures
+FromWorker = Hello | Applied | ConnectFailures | MapUnreadable
 FromControl = Configured | Conditions | MapChanged

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway import __version__
-from gateway.bus.messages import ConnectFailures, FromWorker, MapChanged
+from gateway.bus.messages import ConnectFailures, FromWorker, MapChanged, MapUnreadable
 from gateway.bus.stats import StatsFile
 from gateway.core.errors import GatewayError
 from gateway.core.exchange import Exchange
@@ -81,6 +81,7 @@ class Worker:
         self._transaction = 0
         self._map_moved_at: float | None = None
         self._next_map_check = 0.0
+        self._next_map_report = 0.0
         self._id_prefix = os.urandom(8).hex()
         self._id_count = 0
         self.tasks: set[asyncio.Task[Any]] = set()
@@ -154,7 +155,14 @@ class Worker:
     def _unreadable(self, error: StoreError) -> GatewayError:
         _log.error("tenant map: %s", error)
         self.meters.count("landbridge_map_read_errors_total")
+        self._report_map(str(error))
         return GatewayError("map_unavailable", "this tenant's record cannot be read")
+
+    def _report_map(self, why: str) -> None:
+        """Tell control, which has the map looked at; once a second at most, however many requests meet the damage."""
+        if (now := self.now()) >= self._next_map_report:
+            self._next_map_report = now + MAP_CHECK_S
+            self._send(MapUnreadable(why))
 
     def count_map(self, metric: str) -> None:
         self.meters.count(f"landbridge_{metric}_total")
@@ -185,6 +193,11 @@ class Worker:
     def map_changed(self, change: MapChanged) -> None:
         """Forget what changed; everything, when something was missed in between."""
         self._map_moved_at = None
+        if self._reader.follow():
+            self._drop_map_caches()
+            return
+        if change.generation not in (0, self._reader.generation):
+            return  # of a map that is still being made: what we have stands until that one is complete
         if change.from_txn and change.from_txn == self._transaction:
             for tenant in change.tenants:
                 self._placements.items.pop(tenant, None)
@@ -262,7 +275,11 @@ class Worker:
             up.relay.upstream_failed("upstream_timeout", "")
 
     def _check_map(self, now: float) -> None:
-        """Drop the cache when the map moved and control has not said so for a second."""
+        """Follow a rebuilt map; drop the cache when the map moved and control has not said so for a second."""
+        if self._reader.follow():
+            self._drop_map_caches()
+        if not self._reader.in_place():
+            self._report_map("the map's file is gone, or was cut short")
         if not self.map_complete():
             return
         try:

@@ -1,7 +1,8 @@
 """The worker's side of the tenant map: read-only, opened late, never waiting for the writer.
 
-A map that does not exist yet is "not complete" and appears by itself once control has made it. Nothing here writes,
-creates or repairs anything, and no transaction outlives a call.
+A map that does not exist yet is "not complete" and appears by itself once control has made it. A map that was rebuilt
+in another generation is followed by `follow()`, which the worker asks each second and whenever control says so.
+Nothing here writes, creates or repairs anything, and no transaction outlives a call.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Final
 import lmdb
 
 from gateway.core.placement import Placement
+from gateway.store import generations
+from gateway.store.generations import DATA_FILE
 from gateway.store.record import MapMeta, StoreError
 from gateway.store.tables import Tables
-
-DATA_FILE: Final = "data.mdb"
 
 REOPEN_EVERY: Final = 256
 """An open that failed is tried again when the file has changed, and every so many calls in any case."""
@@ -31,18 +32,42 @@ class Reader:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._data = directory / DATA_FILE
         self._tables: Tables | None = None
         self._failed: tuple[int, int, int] | None = None  # the data file at the last open that failed
         self._calls_since = 0
+        self.generation = 0
+        """The generation that is open; 0 without one."""
+
+    def follow(self) -> bool:
+        """Change over to the generation that counts, if that is another one; whether that was done.
+
+        A complete map is left only for another complete one: while its successor is still empty, what we have may
+        lack records that cannot be read, but the rest of it is right.
+        """
+        now = generations.current(self._directory)
+        if now == 0 or (now == self.generation and self.in_place()):
+            return False
+        before, before_generation = self._tables, self.generation
+        was_complete = before is not None and self.complete()
+        self._tables = None
+        opened = self._open()
+        if opened is None or (was_complete and not _is_complete(opened)):
+            if opened is not None:
+                opened.close()
+            self._tables, self.generation = before, before_generation
+            return False
+        if before is not None:
+            before.close()
+        return True
+
+    def in_place(self) -> bool:
+        """Whether the file that is open is where it was, at its length: otherwise somebody has to make it anew."""
+        return self._tables is None or self._tables.is_in_place()
 
     def complete(self) -> bool:
         """Whether the completeness mark stands. Without it, or unreadable, an unknown tenant may exist all the same."""
         tables = self._tables or self._open()
-        try:
-            return tables is not None and tables.complete()
-        except StoreError:
-            return False
+        return tables is not None and _is_complete(tables)
 
     def placement(self, tenant: str) -> Placement | None:
         """The tenant's record, None without one (or without a map)."""
@@ -55,7 +80,7 @@ class Reader:
         return None if tables is None else tables.host(host)
 
     def transaction(self) -> int:
-        """The last committed transaction, 0 without a map: whatever was cached at another one may be stale."""
+        """The last transaction of this generation, 0 without a map: what was cached at another one may be stale."""
         tables = self._tables or self._open()
         return 0 if tables is None else tables.transaction()
 
@@ -73,11 +98,14 @@ class Reader:
         if self._tables is not None:
             self._tables.close()
             self._tables = None
+        self.generation = 0
 
     def _open(self) -> Tables | None:
-        """Open the map if there is one. One stat when there is none, or when it is as bad as it was."""
+        """Open the map if there is one. Two system calls when there is none, or when it is as bad as it was."""
+        generation = generations.current(self._directory)
+        path = generations.path_of(self._directory, generation)
         try:
-            there = os.stat(self._data)
+            there = os.stat(path / DATA_FILE)
         except OSError:
             return None
         identity = (there.st_ino, there.st_size, there.st_mtime_ns)
@@ -85,12 +113,20 @@ class Reader:
         if there.st_size == 0 or (identity == self._failed and self._calls_since % REOPEN_EVERY):
             return None
         try:
-            self._tables = Tables(self._directory, readonly=True, map_size=0)
-        except lmdb.Error:
+            self._tables = Tables(path, readonly=True, map_size=0)
+        except (lmdb.Error, OSError):
             # Half made, or damaged: both are "not complete". Control says what is wrong with a damaged map.
             self._failed = identity
             return None
+        self.generation = generation
         return self._tables
+
+
+def _is_complete(tables: Tables) -> bool:
+    try:
+        return tables.complete()
+    except StoreError:
+        return False
 
 
 __all__ = ["DATA_FILE", "Reader", "StoreError"]

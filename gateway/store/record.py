@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -35,11 +36,16 @@ class CorruptRecord(StoreError):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What the writer says of the whole map. `digest` is a sum modulo 2^64."""
+    """What the writer says of the whole map. `digest` is a sum modulo 2^64.
+
+    `boot` is the boot of the machine in which it was committed: commits are not synced, so after another one only a
+    whole digest says that nothing was lost.
+    """
 
     records: int
     digest: int
     written_ms: int
+    boot: str = ""
 
 
 class MapMeta(msgspec.Struct, frozen=True):
@@ -50,6 +56,17 @@ class MapMeta(msgspec.Struct, frozen=True):
     digest: str = f"{0:016x}"
     written_ms: int = 0
     transaction: int = 0
+
+
+BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """The boot that this is; "" where the kernel does not say, which is the same as every other time it does not."""
+    try:
+        return BOOT_ID_FILE.read_text().strip()
+    except OSError:
+        return ""
 
 
 _summary_decoder: Final = msgspec.msgpack.Decoder(Summary)

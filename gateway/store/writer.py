@@ -7,27 +7,20 @@ Calls block (a thread is their place); lookups may come from another thread mean
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import lmdb
 
 from gateway.bus.messages import MapChanged
 from gateway.core.placement import Placement
-from gateway.store.record import (
-    MapMeta,
-    StoreError,
-    Summary,
-    decode_summary,
-    digest_of,
-    encode_placement,
-    encode_summary,
-    key_of,
-    seal,
-)
+from gateway.store import generations
+from gateway.store.record import MapMeta, StoreError, Summary, boot_id, decode_summary, encode_summary, seal
 from gateway.store.tables import COMPLETE_KEY, COMPLETE_MARK, SUMMARY_KEY, Tables
+from gateway.store.wanted import Wanted
 
 MAP_BYTES: Final = 1 << 30
 """Address space, not disk: the file is as long as what was written. Room for some two million tenants."""
@@ -40,28 +33,67 @@ NAMED_MAX: Final = 10_000
 
 
 class Writer:
-    """The map under `directory`, made if need be (mode 0700). Raises StoreError, also when another map is there."""
+    """The map under `directory`, made if need be (mode 0700). Raises StoreError, also when what is there is no map.
+
+    `generation` is the one that is written; `follow()` changes over when another one was made.
+    """
 
     def __init__(self, directory: Path, map_bytes: int = MAP_BYTES) -> None:
+        self._directory = directory
+        self._map_bytes = map_bytes
         self._write_lock = threading.Lock()  # one change at a time
         self._size_lock = threading.Lock()  # no lookup of this process while the map is resized
         try:
-            if not directory.exists():
-                directory.mkdir(mode=0o700, parents=True)
-            self._tables = Tables(directory, readonly=False, map_size=map_bytes)
+            self.generation = self._current()
+            self._tables = self._open(self.generation)
             self.stale_readers = self._tables.env.reader_check()
         except (OSError, lmdb.Error) as error:
             raise StoreError(f"{directory}: the tenant map cannot be opened: {error}") from error
 
-    def replace(self, placements: Iterable[Placement], written_ms: int) -> MapChanged:
+    def follow(self) -> bool:
+        """Write to the generation that counts from now on, if that is another one; whether that was done.
+
+        Makes an empty one when none counts any more. Waits for a change under way. Raises StoreError, and then nothing
+        changed.
+        """
+        with self._write_lock:
+            if self.is_in_place():
+                return False
+            try:
+                now = self._current()
+                opened = self._open(now)
+            except (OSError, lmdb.Error) as error:
+                raise StoreError(f"{self._directory}: the rebuilt map cannot be opened: {error}") from error
+            with self._size_lock:
+                before, self._tables, self.generation = self._tables, opened, now
+                before.close()
+            return True
+
+    def _current(self) -> int:
+        """The generation that counts, made if need be."""
+        with generations.locked(self._directory):
+            return generations.current(self._directory) or new_generation(self._directory, self._map_bytes)
+
+    def _open(self, generation: int) -> Tables:
+        tables = Tables(generations.path_of(self._directory, generation), readonly=False, map_size=self._map_bytes)
+        tables.pad()
+        return tables
+
+    def is_in_place(self) -> bool:
+        """Whether the file is where it was, at its length, and its generation still counts."""
+        with self._size_lock:
+            return self._tables.is_in_place() and generations.current(self._directory) == self.generation
+
+    def replace(self, placements: Iterable[Placement] | Wanted, written_ms: int) -> MapChanged:
         """Make the map hold exactly these placements. Writes differences only; without any, no transaction at all.
 
         Afterwards the map is complete. Returns what changed; more than NAMED_MAX names come as "everything"
         (`from_txn` 0, nothing named). ValueError when a tenant or a host comes twice, or a name fits no key.
         StoreError (disk full, say) leaves the map as it was.
         """
-        wanted = _Wanted.of(placements)
+        wanted = placements if isinstance(placements, Wanted) else Wanted.of(placements)
         with self._write_lock:
+            self._tables.hold_whole()
             for _ in range(GROWTH_MAX):
                 try:
                     return self._replace(wanted, written_ms)
@@ -71,7 +103,7 @@ class Writer:
                     raise StoreError(f"the tenant map cannot be written and stays as it was: {error}") from error
         raise StoreError(f"the tenant map cannot be written: still full after growing {GROWTH_MAX} times")
 
-    def _replace(self, wanted: _Wanted, written_ms: int) -> MapChanged:
+    def _replace(self, wanted: Wanted, written_ms: int) -> MapChanged:
         tables = self._tables
         with tables.env.begin(write=True) as txn:
             tenants = _differences(txn, tables.tenants, wanted.tenants)
@@ -79,7 +111,9 @@ class Writer:
             to_txn = txn.id()
             from_txn = to_txn - 1
             if not tenants and not hosts and self._says(txn, wanted):
-                return MapChanged(from_txn, from_txn)  # committing an empty transaction makes none
+                return MapChanged(
+                    from_txn, from_txn, generation=self.generation
+                )  # committing an empty transaction makes none
             for database, content, changed in (
                 (tables.tenants, wanted.tenants, tenants),
                 (tables.hosts, wanted.hosts, hosts),
@@ -89,14 +123,15 @@ class Writer:
                         txn.delete(key, db=database)
                     else:
                         txn.put(key, value, db=database)
-            summary = Summary(len(wanted.tenants), wanted.digest, written_ms)
+            summary = Summary(len(wanted.tenants), wanted.digest, written_ms, boot_id())
             txn.put(SUMMARY_KEY, encode_summary(SUMMARY_KEY, summary), db=tables.info)
             txn.put(COMPLETE_KEY, seal(COMPLETE_KEY, COMPLETE_MARK), db=tables.info)
+        tables.pad()
         if len(tenants) + len(hosts) > NAMED_MAX:
-            return MapChanged(0, to_txn)
-        return MapChanged(from_txn, to_txn, tuple(map(_name, tenants)), tuple(map(_name, hosts)))
+            return MapChanged(0, to_txn, generation=self.generation)
+        return MapChanged(from_txn, to_txn, tuple(map(_name, tenants)), tuple(map(_name, hosts)), self.generation)
 
-    def _says(self, txn: lmdb.Transaction[bytes], wanted: _Wanted) -> bool:
+    def _says(self, txn: lmdb.Transaction[bytes], wanted: Wanted) -> bool:
         """Whether summary and mark already say what they would say now, but for the time."""
         tables = self._tables
         value = txn.get(SUMMARY_KEY, db=tables.info)
@@ -140,45 +175,58 @@ class Writer:
         with self._size_lock:
             return self._tables.page(after, limit)
 
+    def tenant_slice(self, after: bytes, limit: int) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """(transaction, at most `limit` ids above `after` with their sealed records): as stored, in order."""
+        with self._size_lock:
+            return self._tables.slice(self._tables.tenants, after, limit)
+
     def check_readers(self) -> int:
         """Free the slots of readers that died in a lookup; how many there were. For each worker's exit."""
-        return self._tables.env.reader_check()
+        with self._size_lock:
+            return self._tables.env.reader_check()
 
     def close(self) -> None:
         with self._write_lock, self._size_lock:
             self._tables.close()
 
 
-class _Wanted(NamedTuple):
-    """What the map shall hold, as stored."""
+def new_generation(directory: Path, map_bytes: int = MAP_BYTES, content: Wanted | None = None, at_ms: int = 0) -> int:
+    """Make a generation, with this content or empty, and let it count. Raises OSError or lmdb.Error.
 
-    tenants: dict[bytes, bytes]
-    hosts: dict[bytes, bytes]
-    digest: int
+    The caller holds `generations.locked`. Until the last step nothing has changed; what fails leaves nothing behind.
+    """
+    generation = generations.make(directory)
+    path = generations.path_of(directory, generation)
+    try:
+        tables = Tables(path, readonly=False, map_size=map_bytes, create=True)
+        try:
+            if content is not None:
+                _fill(tables, content, at_ms)
+            tables.pad()
+        finally:
+            tables.close()
+        generations.point(directory, generation)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return generation
 
-    @classmethod
-    def of(cls, placements: Iterable[Placement]) -> _Wanted:
-        tenants: dict[bytes, bytes] = {}
-        hosts: dict[bytes, bytes] = {}
-        payloads: list[bytes] = []
-        for placement in placements:
-            key = _new_key(placement.tenant, tenants)
-            payload = encode_placement(placement)
-            payloads.append(payload)
-            tenants[key] = seal(key, payload)
-            for host in placement.hosts:
-                host_key = _new_key(host, hosts)
-                hosts[host_key] = seal(host_key, key)
-        return cls(tenants, hosts, digest_of(payloads))
 
-
-def _new_key(name: str, there: dict[bytes, bytes]) -> bytes:
-    key = key_of(name)
-    if key is None:
-        raise ValueError(f"{name!r} can be no key of the tenant map")
-    if key in there:
-        raise ValueError(f"{name!r} comes twice")
-    return key
+def _fill(tables: Tables, content: Wanted, at_ms: int) -> None:
+    """Write a whole map into empty tables, the mark last."""
+    for _ in range(GROWTH_MAX):
+        try:
+            with tables.env.begin(write=True) as txn:
+                for database, rows in ((tables.tenants, content.tenants), (tables.hosts, content.hosts)):
+                    for key, value in rows.items():
+                        txn.put(key, value, db=database)
+                summary = Summary(len(content.tenants), content.digest, at_ms, boot_id())
+                txn.put(SUMMARY_KEY, encode_summary(SUMMARY_KEY, summary), db=tables.info)
+                txn.put(COMPLETE_KEY, seal(COMPLETE_KEY, COMPLETE_MARK), db=tables.info)
+            return
+        except lmdb.MapFullError:
+            tables.env.set_mapsize(tables.env.info()["map_size"] * 2)
+    raise lmdb.MapFullError(f"still full after growing {GROWTH_MAX} times")
 
 
 def _differences(txn: lmdb.Transaction[bytes], database: lmdb._Database, wanted: dict[bytes, bytes]) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from gateway.bus.messages import MapChanged
 from gateway.core.placement import Placement, Version
+from gateway.store import generations, tables
 from gateway.store import writer as writer_module
 from gateway.store.reader import REOPEN_EVERY, Reader
 from gateway.store.record import CorruptRecord, MapMeta, StoreError, digest_of, encode_placement
@@ -44,15 +46,30 @@ def write(directory: Path, *placements: Placement) -> MapChanged:
         return writer.replace(placements, 1000)
 
 
+def generation(directory: Path) -> Path:
+    """The directory of the generation that counts."""
+    return generations.path_of(directory, generations.current(directory))
+
+
 def scribble(directory: Path, database: bytes, key: bytes, value: bytes) -> None:
-    with closing(lmdb.open(str(directory), max_dbs=8, map_size=1 << 30)) as env:
+    with closing(lmdb.open(str(generation(directory)), max_dbs=8, map_size=1 << 30)) as env:
         with env.begin(write=True) as txn:
             assert txn.put(key, value, db=env.open_db(database, txn=txn))
 
 
+def bad_map(directory: Path, content: bytes) -> Path:
+    """A generation whose data file holds this."""
+    directory.mkdir(parents=True)
+    number = generations.make(directory)
+    generations.point(directory, number)
+    data = generations.path_of(directory, number) / "data.mdb"
+    data.write_bytes(content)
+    return data
+
+
 def test_a_new_map_is_private_and_not_complete(directory: Path, writer: Writer) -> None:
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    assert stat.S_IMODE((directory / "data.mdb").stat().st_mode) == 0o600
+    assert stat.S_IMODE((generation(directory) / "data.mdb").stat().st_mode) == 0o600
     assert not writer.complete()
     assert writer.meta().complete is False
     assert writer.page("", 10) == []
@@ -61,7 +78,7 @@ def test_a_new_map_is_private_and_not_complete(directory: Path, writer: Writer) 
 def test_the_first_content_is_all_named_and_the_map_complete(writer: Writer) -> None:
     before = writer.transaction()
     changed = writer.replace([ACME, GLOBEX], written_ms=1234)
-    assert changed == MapChanged(before, before + 1, ("acme", "globex"), ("acme.org", "shop.acme.com"))
+    assert changed == MapChanged(before, before + 1, ("acme", "globex"), ("acme.org", "shop.acme.com"), 1)
     assert writer.transaction() == before + 1
     assert writer.placement("acme") == ACME
     assert writer.host("acme.org") == "acme"
@@ -81,9 +98,9 @@ def test_an_empty_map_can_be_complete(writer: Writer) -> None:
 def test_without_a_difference_there_is_no_transaction(writer: Writer) -> None:
     writer.replace([ACME, GLOBEX], 1)
     meta = writer.meta()
-    assert writer.replace([GLOBEX, ACME], 2) == MapChanged(meta.transaction, meta.transaction)
+    assert writer.replace([GLOBEX, ACME], 2) == MapChanged(meta.transaction, meta.transaction, generation=1)
     assert writer.meta() == meta
-    assert writer.replace([GLOBEX, ACME], 3) == MapChanged(meta.transaction, meta.transaction)
+    assert writer.replace([GLOBEX, ACME], 3) == MapChanged(meta.transaction, meta.transaction, generation=1)
 
 
 def test_only_what_differs_is_named(writer: Writer) -> None:
@@ -91,7 +108,7 @@ def test_only_what_differs_is_named(writer: Writer) -> None:
     at = writer.transaction()
     moved = msgspec.structs.replace(ACME, home="eu-west-1", hosts=("acme.org", "acme.net"))
     changed = writer.replace([moved, GLOBEX], 2)
-    assert changed == MapChanged(at, at + 1, ("acme", "initech"), ("acme.net", "initech.com", "shop.acme.com"))
+    assert changed == MapChanged(at, at + 1, ("acme", "initech"), ("acme.net", "initech.com", "shop.acme.com"), 1)
     assert writer.placement("acme") == moved
     assert writer.placement("initech") is None
     assert writer.host("shop.acme.com") is None
@@ -112,7 +129,7 @@ def test_a_host_that_changes_hands_is_named(writer: Writer) -> None:
 def test_a_change_of_very_many_is_told_as_everything(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "NAMED_MAX", 3)
     changed = writer.replace([ACME, GLOBEX], 1)
-    assert changed == MapChanged(0, writer.transaction())
+    assert changed == MapChanged(0, writer.transaction(), generation=1)
 
 
 @pytest.mark.parametrize(
@@ -215,40 +232,36 @@ def test_a_reader_without_a_map_finds_nothing(directory: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"garbage", bytes(64 * 1024)])
 def test_a_bad_file_is_not_complete_and_its_successor_is_seen(directory: Path, content: bytes) -> None:
-    directory.mkdir(parents=True)
-    (directory / "data.mdb").write_bytes(content)
+    data = bad_map(directory, content)
     with closing(Reader(directory)) as reader:
         assert not reader.complete()
         assert not reader.complete()
-        assert (directory / "data.mdb").read_bytes() == content
-        for leftover in directory.iterdir():
-            leftover.unlink()
+        assert data.read_bytes() == content
+        shutil.rmtree(directory)
         run(directory, "writer.replace([Placement(tenant='acme', home='us-east-1')], 1)")
         assert reader.complete()
 
 
 def test_a_failed_open_is_not_tried_at_every_call(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory.mkdir(parents=True)
-    (directory / "data.mdb").write_bytes(bytes(64 * 1024))
-    opened = []
-    real = lmdb.open
+    bad_map(directory, bytes(64 * 1024))
+    looked = []
+    real = tables.is_whole
 
-    def counted(*args: object, **kwargs: object) -> lmdb.Environment:
-        opened.append(args)
-        return real(*args, **kwargs)  # type: ignore[arg-type]
+    def counted(fd: int) -> bool:
+        looked.append(fd)
+        return real(fd)
 
-    monkeypatch.setattr(lmdb, "open", counted)
+    monkeypatch.setattr(tables, "is_whole", counted)
     with closing(Reader(directory)) as reader:
         for _ in range(REOPEN_EVERY - 1):
             assert not reader.complete()
-        assert len(opened) == 1
+        assert len(looked) == 1
         reader.complete()
-        assert len(opened) == 2
+        assert len(looked) == 2
 
 
 def test_a_writer_says_what_is_wrong_with_a_bad_file(directory: Path) -> None:
-    directory.mkdir(parents=True)
-    (directory / "data.mdb").write_bytes(b"x" * 64 * 1024)
+    bad_map(directory, b"x" * 64 * 1024)
     with pytest.raises(StoreError, match="cannot be opened"):
         Writer(directory)
 
@@ -323,7 +336,9 @@ def test_a_reader_killed_in_a_lookup_is_cleared_at_the_next_open(directory: Path
     # Somebody keeps the environment open meanwhile: the last one to leave would reset the reader table.
     with closing(Reader(directory)) as reader:
         assert reader.complete()
-        done = subprocess.run([sys.executable, "-c", KILLED_READER, str(directory)], check=False, timeout=30)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED_READER, str(generation(directory))], check=False, timeout=30
+        )
         assert done.returncode == -9
         run(directory, "assert writer.stale_readers == 1, writer.stale_readers")
         run(directory, "assert writer.stale_readers == 0, writer.stale_readers")
