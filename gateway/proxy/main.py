@@ -177,7 +177,7 @@ class Process:
         """Go on serving for the grace, with `Connection: close`; then no new connections; then the end."""
         if self.draining_since is None:
             self.draining_since = self.worker.now()
-            self.worker.draining = True
+            self.worker.draining = self.worker.leaving = True
             self.channel.send({"state": "draining"})
 
     def _drain_on(self, elapsed: float) -> None:

@@ -294,7 +294,7 @@ class Relay:
         lines = [response.start, *response.kept, *response.added]
         if response.length < 0:
             self._frame(request, response, lines)
-        if not (request.keep_alive and down.keep_alive) or worker.draining:
+        if not (request.keep_alive and down.keep_alive) or worker.leaving:
             down.keep_alive = False
             lines.append(b"Connection: close")
         elif request.version == 10:
@@ -466,7 +466,7 @@ class Relay:
         exchange.status = status
         self._outbound()
         lines = [response.start, *response.kept, *response.added]
-        if not (exchange.request.keep_alive and down.keep_alive and self.request_sent) or self.worker.draining:
+        if not (exchange.request.keep_alive and down.keep_alive and self.request_sent) or self.worker.leaving:
             down.keep_alive = False
             lines.append(b"Connection: close")
         elif exchange.request.version == 10:

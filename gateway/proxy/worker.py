@@ -1,6 +1,7 @@
 """One worker's state beside the View: pools, caches, connections, counters, and the sweep that keeps all deadlines.
 
 It is what filters see as `exchange.services`. The View is swapped by reference; nothing here waits for anything.
+`draining`: the gateway is going away. `leaving`: this worker is, for that reason or because it was replaced.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Worker:
         self.slot = slot
         self.view = view
         self.draining = False
+        self.leaving = False
         self.downs: set[Downstream] = set()
         self.ups: set[Upstream] = set()
         self.response_table = response_table()
