@@ -1,27 +1,34 @@
-"""The admin API (`listen.admin`): probes, /metrics, and what control knows as JSON. It only reads.
+"""The admin API (`listen.admin`): probes, /metrics, what control knows as JSON, and the few things one may ask for.
 
-It is for operators and their tools on this machine: until tokens exist it listens on loopback only, and a request
-whose Host is the name of some web site is refused, because a browser may be made to send one (DNS rebinding). It never
-shows a secret, and every error is a problem document (RFC 9457).
+It is for operators and their tools. `admin_access` says who may do what, `ROUTES` what there is; every change is
+admitted, given a reason, carried out and written down in one place (`carry_out`). It never shows a secret, and every
+error is a problem document (RFC 9457).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
+from gateway import __version__
+from gateway.control import admin_answers as answers
 from gateway.control import shown
+from gateway.control.admin_access import Caller, Claim, Failures, Refusal, judge
+from gateway.control.admin_audit import AuditLog, Entry
+from gateway.control.admin_openapi import REASON_CHARS_MAX, Change, Parameter, Route, document
 from gateway.control.facts import Facts
 from gateway.control.metrics import gauges, scrape
 from gateway.core.errors import FLAGS, GatewayError
 from gateway.core.explain import explain
+from gateway.settings.schema import Role
 from gateway.store.record import StoreError
 from gateway.telemetry.metrics import CONTENT_TYPE
 
@@ -37,64 +44,75 @@ SCAN_MAX: Final = 10_000
 REQUEST_BYTES_MAX: Final = 64 * 1024
 EXPLAIN_HEADERS_MAX: Final = 64
 
-FACTS: Final = web.AppKey("facts", Facts)
-LOOPBACK: Final = web.AppKey("loopback", bool)
-
-_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::[0-9]*)?\Z")
 _TENANT_FILTER: Final = re.compile(r"(?:(id|home|state)[:=])?(.*)\Z", re.DOTALL)
+_NO_STORE: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Ask = Callable[[dict[str, Any]], bool]
+"""Says something to the supervisor; False when it does not hear."""
 
 
-def problem(status: int, title: str, detail: str, region: str, flag: str | None = None) -> web.Response:
-    """An RFC 9457 problem document."""
-    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    if flag is not None:
-        body["flag"] = flag
-    body["region"] = region
-    return web.Response(
-        status=status, body=msgspec.json.encode(body), content_type="application/problem+json", headers=_NO_STORE
-    )
+@dataclass(slots=True)
+class Gate:
+    """What requests have in common. `is_loopback`: the API listens on a loopback address."""
+
+    facts: Facts
+    is_loopback: bool
+    ask: Ask
+    audit: AuditLog
+    failures: Failures
 
 
-def answer(value: object, status: int = 200) -> web.Response:
+GATE: Final = web.AppKey("gate", Gate)
+OPENAPI: Final = web.AppKey("openapi", bytes)
+
+
+def facts_of(request: web.Request) -> Facts:
+    return request.app[GATE].facts
+
+
+def region_of(request: web.Request) -> str:
+    return request.app[GATE].facts.settings.region
+
+
+# --- answers
+
+
+def answer(value: msgspec.Struct, status: int = 200) -> web.Response:
     return web.Response(
         status=status, body=msgspec.json.encode(value), content_type="application/json", headers=_NO_STORE
     )
 
 
-_NO_STORE: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+def problem(status: int, title: str, detail: str, region: str, flag: str | None = None) -> web.Response:
+    """An RFC 9457 problem document."""
+    made = answers.Problem(title=title, status=status, detail=detail, flag=flag, region=region)
+    return web.Response(
+        status=status, body=msgspec.json.encode(made), content_type="application/problem+json", headers=_NO_STORE
+    )
 
 
-def is_local_name(host: str) -> bool:
-    """Whether a Host field (with or without a port) names this machine: localhost, a name below it, or loopback."""
-    match = _HOST.match(host)
-    if match is None:
-        return False
-    name = match[1].strip("[]").lower().rstrip(".")
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
+def refusal(refused: Refusal, region: str) -> web.Response:
+    made = problem(refused.status, refused.title, refused.detail, region)
+    if refused.challenge:
+        made.headers["WWW-Authenticate"] = refused.challenge
+    if refused.retry_after_s:
+        made.headers["Retry-After"] = str(refused.retry_after_s)
+    return made
+
+
+async def answered(work: Awaitable[web.StreamResponse], request: web.Request) -> web.StreamResponse:
+    """Its response; what it raises, as a problem document."""
+    region = region_of(request)
     try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-@web.middleware
-async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Errors as problem documents; no other site's names on loopback; nothing but GET and HEAD."""
-    region = request.app[FACTS].settings.region
-    host = request.headers.get("Host", "")
-    if request.app[LOOPBACK] and host and not is_local_name(host):
-        return problem(421, "Misdirected", "this API answers to localhost and loopback addresses only", region)
-    try:
-        return await handler(request)
+        return await work
     except web.HTTPMethodNotAllowed as error:
-        refused = problem(405, "Method not allowed", "this API only reads: GET and HEAD", region)
-        refused.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        allowed = ", ".join(sorted(error.allowed_methods))
+        refused = problem(405, "Method not allowed", f"this path takes {allowed}", region)
+        refused.headers["Allow"] = allowed
         return refused
     except web.HTTPNotFound:
-        return problem(404, "Not found", "there is nothing at this path; see /api/v1/status", region)
+        return problem(404, "Not found", "there is nothing at this path; see /api/v1/openapi.json", region)
     except web.HTTPException as error:
         return problem(error.status, error.reason, error.reason, region)
     except GatewayError as error:
@@ -107,6 +125,118 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception:
         LOG.exception("admin: %s failed", request.path)
         return problem(500, "Internal error", "the log of the gateway says what happened", region)
+
+
+# --- who may do what
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Admit the request or refuse it; nothing of a path that is not open is said before."""
+    gate = request.app[GATE]
+    route = route_of(request)
+    transport = request.transport
+    here = transport.get_extra_info("sockname") if transport is not None else None
+    claim = Claim(
+        host=request.headers.get("Host", ""),
+        authorization=request.headers.getall("Authorization", []),
+        address=request.remote or "",
+        here=here[0] if here else "",
+    )
+    needs = Role.VIEWER if route is None else route.needs
+    now = asyncio.get_running_loop().time()
+    verdict = judge(claim, needs, gate.facts.settings.admin, gate.is_loopback, gate.failures, now)
+    if isinstance(verdict, Refusal) and verdict.status in (401, 403) and claim.authorization:
+        LOG.warning("admin: refused %s from %s: %s", request.method, claim.address, verdict.detail)
+    if route is not None and route.change is not None:
+        return await carry_out(request, route.change, verdict)
+    if isinstance(verdict, Refusal):
+        return refusal(verdict, region_of(request))
+    return await answered(handler(request), request)
+
+
+def route_of(request: web.Request) -> Route | None:
+    """The row of ROUTES that this request asks for; None where there is nothing, or not by this method."""
+    if request.match_info.http_exception is not None or request.match_info.route.resource is None:
+        return None
+    method = "GET" if request.method == "HEAD" else request.method
+    return _ROUTE_OF.get((method, request.match_info.route.resource.canonical))
+
+
+async def carry_out(
+    request: web.Request, change: Callable[[web.Request, Change], Awaitable[web.Response]], verdict: Caller | Refusal
+) -> web.StreamResponse:
+    """One change from its admission to its line in the audit log. What cannot be written down is not begun."""
+    gate, region = request.app[GATE], region_of(request)
+    response: web.StreamResponse
+    reason = None
+    if isinstance(verdict, Refusal):
+        caller, response = verdict.caller, refusal(verdict, region)
+        if verdict.status == 429:
+            return response  # the tries that led here are written down; more lines would only push them out
+    else:
+        caller = verdict
+        assert caller.name is not None, "an operator has a name"
+        assert caller.role is not None, "and a role"
+        try:
+            reason = await reason_of(request)
+            await asyncio.to_thread(gate.audit.prepare)
+        except Unreasoned as error:
+            response = problem(400, "Bad request", str(error), region)
+        except web.HTTPException as error:
+            response = problem(error.status, error.reason, error.reason, region)
+        except OSError as error:
+            LOG.error("admin: the audit log cannot be written, changes are refused: %s", error)
+            return problem(503, "No audit log", "changes are refused while the audit log cannot be written", region)
+        else:
+            wanted = Change(caller.name, caller.role, reason)
+            response = await answered(change(request, wanted), request)
+    await write_down(gate, request, caller, reason, response)
+    return response
+
+
+async def write_down(
+    gate: Gate, request: web.Request, caller: Caller, reason: str | None, response: web.StreamResponse
+) -> None:
+    entry = Entry(
+        time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        actor=caller.name,
+        role=caller.role,
+        address=request.remote or "",
+        method=request.method,
+        path=request.path,
+        reason=reason,
+        outcome=f"{response.status} {response.reason}",
+    )
+    LOG.info("admin: change: %s", msgspec.json.encode(entry).decode())
+    try:
+        await asyncio.to_thread(gate.audit.write, entry)
+    except OSError as error:
+        LOG.error("admin: the line above could not be added to the audit log: %s", error)
+
+
+class Unreasoned(Exception):
+    """A change without a reason, or with one that cannot be written down."""
+
+
+class _Reason(msgspec.Struct):
+    reason: str | None = None
+
+
+async def reason_of(request: web.Request) -> str:
+    """Why, as the field or the body says. Raises Unreasoned, or HTTPException for a body that is too large."""
+    text = request.headers.get("X-Reason")
+    if text is None and (body := await request.read()):
+        try:
+            text = msgspec.json.decode(body, type=_Reason).reason
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise Unreasoned('the body is no JSON object with a text as its "reason"') from None
+    text = (text or "").strip()
+    if not text:
+        raise Unreasoned('a change needs a reason: the field X-Reason, or {"reason": "..."} as the body')
+    if len(text) > REASON_CHARS_MAX or not text.isprintable():
+        raise Unreasoned(f"reason: expected at most {REASON_CHARS_MAX} printable characters")
+    return text
 
 
 def bad(detail: str, region: str) -> web.Response:
@@ -123,7 +253,7 @@ async def live(request: web.Request) -> web.Response:
 
 async def ready(request: web.Request) -> web.Response:
     """The gateway can serve: its map is complete and it is not draining. Nothing else counts (DESIGN 5.6)."""
-    facts = request.app[FACTS]
+    facts = facts_of(request)
     if facts.draining:
         return web.Response(status=503, text="draining\n", headers=_NO_STORE)
     try:
@@ -136,7 +266,7 @@ async def ready(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    facts = request.app[FACTS]
+    facts = facts_of(request)
     body = await asyncio.to_thread(scrape, facts.state_dir, gauges(facts))
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE, **_NO_STORE})
 
@@ -145,35 +275,35 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def status(request: web.Request) -> web.Response:
-    return answer(shown.status(request.app[FACTS], asyncio.get_running_loop().time()))
+    return answer(shown.status(facts_of(request), asyncio.get_running_loop().time()))
 
 
 async def regions(request: web.Request) -> web.Response:
-    return answer({"regions": shown.regions(request.app[FACTS], asyncio.get_running_loop().time())})
+    return answer(shown.regions(facts_of(request), asyncio.get_running_loop().time()))
 
 
 async def clusters(request: web.Request) -> web.Response:
-    return answer({"clusters": shown.clusters(request.app[FACTS])})
+    return answer(shown.clusters(facts_of(request)))
 
 
 async def the_map(request: web.Request) -> web.Response:
-    return answer(shown.map_status(request.app[FACTS]))
+    return answer(shown.map_status(facts_of(request)))
 
 
 async def config(request: web.Request) -> web.Response:
-    facts = request.app[FACTS]
-    return answer({"generation": facts.generation, "config": shown.config(facts.settings)})
+    facts = facts_of(request)
+    return answer(answers.Config(generation=facts.generation, config=shown.config(facts.settings)))
 
 
 async def tenants(request: web.Request) -> web.Response:
     """A page of the map in order of id; `next` is the `after` of the following page, null on the last."""
-    facts = request.app[FACTS]
+    facts = facts_of(request)
     text = request.query.get("limit", str(PAGE))
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= PAGE_MAX:
         return bad(f"limit: expected 1 to {PAGE_MAX}", facts.settings.region)
     limit = int(text)
     fits = tenant_filter(request.query.get("filter", ""))
-    found: list[dict[str, Any]] = []
+    found: list[answers.Tenant] = []
     after, scanned = request.query.get("after", "").lower(), 0
     while len(found) < limit and scanned < SCAN_MAX:
         page = await asyncio.to_thread(facts.writer.page, after, min(PAGE_MAX, limit if fits is None else PAGE_MAX))
@@ -186,7 +316,7 @@ async def tenants(request: web.Request) -> web.Response:
         if not page:
             break
     is_last = not await asyncio.to_thread(facts.writer.page, after, 1)
-    return answer({"tenants": found, "next": None if is_last else after})
+    return answer(answers.Tenants(tenants=found, next=None if is_last else after))
 
 
 def tenant_filter(text: str) -> Callable[[Any], bool] | None:
@@ -208,7 +338,7 @@ def tenant_filter(text: str) -> Callable[[Any], bool] | None:
 
 
 async def tenant(request: web.Request) -> web.Response:
-    facts = request.app[FACTS]
+    facts = facts_of(request)
     name = request.match_info["id"].lower()
     placement = facts.writer.placement(name)
     if placement is None:
@@ -218,7 +348,7 @@ async def tenant(request: web.Request) -> web.Response:
 
 async def explanation(request: web.Request) -> web.Response:
     """What would be decided for a request, and by which rule; a refusal is an explanation like any other."""
-    facts = request.app[FACTS]
+    facts = facts_of(request)
     query = request.query
     if not query.get("host"):
         return bad("host: expected the Host of the request to explain", facts.settings.region)
@@ -238,26 +368,78 @@ async def explanation(request: web.Request) -> web.Response:
     return answer(shown.explanation(answered))
 
 
-def make_app(facts: Facts, is_loopback: bool) -> web.Application:
-    """The application; `is_loopback`: it listens on a loopback address."""
+async def openapi(request: web.Request) -> web.Response:
+    return web.Response(body=request.app[OPENAPI], content_type="application/json", headers=_NO_STORE)
+
+
+# --- changes
+
+
+async def replace_workers(request: web.Request, change: Change) -> web.Response:
+    """Ask the supervisor for new workers on the same sockets, one slot at a time."""
+    gate = request.app[GATE]
+    facts = gate.facts
+    if facts.draining:
+        return problem(409, "Draining", "the gateway is about to end", facts.settings.region)
+    if not gate.ask({"ask": "replace", "actor": change.actor, "reason": change.reason}):
+        return problem(503, "Not heard", "the supervisor does not answer; nothing was done", facts.settings.region)
+    made = answers.Asked(asked="replace", actor=change.actor, reason=change.reason, workers=facts.processes.workers)
+    return answer(made, 202)
+
+
+# --- the table
+
+_TENANT_ID: Final = Parameter("id", "A tenant's id, in any case.")
+_PAGING: Final = (
+    Parameter("filter", "`home:NAME`, `state:NAME`, `id:PART`; without a key, any of the three."),
+    Parameter("after", "The `next` of the page before."),
+    Parameter("limit", "Tenants in one page.",
+              schema={"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE}),
+)  # fmt: skip
+_REQUEST: Final = (
+    Parameter("host", "The request's Host.", required=True),
+    Parameter("method", "Its method: GET when absent."),
+    Parameter("path", "Its path and query: / when absent."),
+    Parameter("header", "One of its fields, `Name: value`.", many=True),
+)
+_BAD: Final = {400: "A parameter is not acceptable."}
+_NO_MAP: Final = {503: "The tenant map is not complete, or cannot be read."}
+
+ROUTES: Final = (
+    Route("/healthz", "The process lives.", "text/plain", live, open=True),
+    Route("/readyz", "The gateway can serve.", "text/plain", ready, open=True, refusals={503: "It cannot, and why."}),
+    Route("/metrics", "Everything that is counted, as Prometheus reads it.", "text/plain", metrics),
+    Route("/api/v1/openapi.json", "This description.", "application/json", openapi),
+    Route("/api/v1/status", "The gateway at a glance.", answers.Status, status, refusals=_NO_MAP),
+    Route("/api/v1/regions", "All regions; of the others, what their gateways said.", answers.Regions, regions),
+    Route("/api/v1/clusters", "All clusters, with their endpoints.", answers.Clusters, clusters),
+    Route("/api/v1/tenants", "The tenant map, by pages.", answers.Tenants, tenants, parameters=_PAGING,
+          refusals=_BAD | _NO_MAP),
+    Route("/api/v1/tenants/{id}", "One tenant.", answers.Tenant, tenant, parameters=(_TENANT_ID,),
+          refusals={404: "No such tenant."} | _NO_MAP),
+    Route("/api/v1/map", "The map's state, and its source's.", answers.MapState, the_map, refusals=_NO_MAP),
+    Route("/api/v1/explain", "What would happen to a request, and why.", answers.Explained, explanation,
+          parameters=_REQUEST, refusals=_BAD | _NO_MAP),
+    Route("/api/v1/config", "The configuration that runs.", answers.Config, config),
+    Route("/api/v1/workers/replace", "Replace all workers.", answers.Asked, change=replace_workers, status=202,
+          refusals={400: "There is no reason.", 409: "The gateway drains.", 503: "Nothing was done."}),
+)  # fmt: skip
+_ROUTE_OF: Final = {(route.method, route.path): route for route in ROUTES}
+
+
+async def _carried_out_by_guard(request: web.Request) -> web.StreamResponse:
+    """Where a change's path leads the router; `guard` never comes here without having carried it out."""
+    raise AssertionError(request.path)
+
+
+def make_app(facts: Facts, is_loopback: bool, ask: Ask) -> web.Application:
+    """The application; `is_loopback`: it listens on a loopback address; `ask` speaks to the supervisor."""
     app = web.Application(middlewares=[guard], client_max_size=REQUEST_BYTES_MAX)
-    app[FACTS] = facts
-    app[LOOPBACK] = is_loopback
-    for path, handler in ROUTES.items():
-        app.router.add_get(path, handler)
+    app[GATE] = Gate(facts, is_loopback, ask, AuditLog(facts.state_dir), Failures())
+    app[OPENAPI] = msgspec.json.encode(document(ROUTES, __version__))
+    for route in ROUTES:
+        if route.read is not None:
+            app.router.add_get(route.path, route.read)
+        else:
+            app.router.add_post(route.path, _carried_out_by_guard)
     return app
-
-
-ROUTES: Final[dict[str, Callable[[web.Request], Awaitable[web.Response]]]] = {
-    "/healthz": live,
-    "/readyz": ready,
-    "/metrics": metrics,
-    "/api/v1/status": status,
-    "/api/v1/regions": regions,
-    "/api/v1/clusters": clusters,
-    "/api/v1/tenants": tenants,
-    "/api/v1/tenants/{id}": tenant,
-    "/api/v1/map": the_map,
-    "/api/v1/explain": explanation,
-    "/api/v1/config": config,
-}

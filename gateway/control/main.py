@@ -136,7 +136,7 @@ class Control:
     async def open_admin(self) -> web.AppRunner:
         sock = socket.socket(fileno=self.options.admin)
         address = sock.getsockname()[0]
-        app = make_app(self.facts, address == "::1" or address.startswith("127."))
+        app = make_app(self.facts, address == "::1" or address.startswith("127."), self.ask)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
         await web.SockSite(runner, sock).start()
@@ -160,6 +160,10 @@ class Control:
                 self.stopped.set()
             case "processes":
                 self.processes_changed(message)
+
+    def ask(self, message: dict[str, Any]) -> bool:
+        """Say something to the supervisor; False when it does not hear."""
+        return self.channel is not None and self.channel.send(message)
 
     def processes_changed(self, message: dict[str, Any]) -> None:
         try:
