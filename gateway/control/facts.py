@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.control.conditions import Judge
+from gateway.control.map_file import MapFile
 from gateway.control.reload import Configuration
 from gateway.control.resolve import Resolver
 from gateway.control.sources.yaml_file import YamlFile
@@ -56,6 +57,7 @@ class Facts:
     configuration: Configuration
     tenants: YamlFile
     writer: Writer
+    map_file: MapFile
     judge: Judge
     resolver: Resolver
     generation: int = 0

@@ -28,22 +28,25 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.bus.channel import Channel
-from gateway.bus.messages import Applied, Configured, ConnectFailures, FromWorker, Hello, MapChanged
+from gateway.bus.messages import Applied, Configured, ConnectFailures, FromWorker, Hello, MapChanged, MapUnreadable
 from gateway.bus.server import BusPeer, BusServer
 from gateway.bus.stats import StatsFile
 from gateway.control.admin import make_app
 from gateway.control.conditions import TICK_S, Judge, describe
 from gateway.control.facts import Facts, Processes
 from gateway.control.health_checks import HealthChecks
+from gateway.control.map_file import MapFile
 from gateway.control.peer_probes import PeerProbes
 from gateway.control.reload import Configuration, Loaded, NoConfiguration, Outcome, starting_point
 from gateway.control.resolve import Resolver, bare_names
+from gateway.control.sources.confirm import CONFIRMED_FILE
 from gateway.control.sources.yaml_file import YamlFile
 from gateway.control.tasks import TaskSet
 from gateway.control.watch import Watch
 from gateway.core.conditions import Conditions
 from gateway.settings.schema import Settings
 from gateway.settings.view import build_view
+from gateway.store.check import mend
 from gateway.store.record import StoreError
 from gateway.store.writer import Writer
 
@@ -87,11 +90,13 @@ class Control:
             configuration=configuration,
             tenants=tenants,
             writer=writer,
+            map_file=MapFile(writer, state_dir, self.map_replaced),
             judge=self.judge,
             resolver=self.resolver,
         )
         self.config_watch = Watch(configuration.files, lambda: configuration.reload("file changed"))
         self.tenants_watch = Watch(lambda: [tenants.path], lambda: tenants.reload("file changed"))
+        self.confirmed_watch = Watch(lambda: [state_dir / CONFIRMED_FILE], self.confirmed)
         self.bus = BusServer(state_dir / "bus.sock", self.heard, self.connected)
         self.channel: Channel | None = None
         for source in ("config", "tenants"):
@@ -112,6 +117,9 @@ class Control:
         for work, name in (
             (self.config_watch.run, "watch configuration"),
             (self.tenants_watch.run, "watch tenants"),
+            (self.confirmed_watch.run, "watch confirmations"),
+            (facts.map_file.watch, "watch the map file"),
+            (facts.map_file.keep_snapshot, "keep the map's snapshot"),
             (self.resolver.run, "resolve names"),
             (self.tick, "judge by time"),
             (self.free_readers, "free readers"),
@@ -124,6 +132,8 @@ class Control:
         await self.stopped.wait()
         await runner.cleanup()
         await self.tasks.close()
+        if facts.map_file.behind:
+            await asyncio.to_thread(facts.map_file.write_snapshot)
         await self.probes.close()
         await self.bus.close()
         return 0
@@ -257,6 +267,18 @@ class Control:
 
     def map_changed(self, change: MapChanged) -> None:
         self.bus.broadcast(change)
+        self.facts.map_file.changed()
+
+    async def map_replaced(self) -> None:
+        """The map was rebuilt in another generation: of a snapshot that may be older than the tenants file."""
+        writer = self.facts.writer
+        self.bus.broadcast(MapChanged(0, writer.transaction(), generation=writer.generation))
+        await self.facts.tenants.reload("map rebuilt")
+
+    async def confirmed(self) -> None:
+        """An operator confirmed a change that waits; the file goes when that is done."""
+        if (self.facts.state_dir / CONFIRMED_FILE).exists():
+            await self.facts.tenants.reload("confirmed")
 
     async def free_readers(self) -> None:
         while True:
@@ -276,10 +298,12 @@ class Control:
                 facts.applied.pop(slot, None)
                 peer.send(Configured(facts.generation, facts.settings))
                 peer.send(facts.conditions)
-                peer.send(MapChanged(0, facts.writer.transaction()))
+                peer.send(MapChanged(0, facts.writer.transaction(), generation=facts.writer.generation))
             case Applied(generation=generation):
                 if peer.hello is not None:
                     facts.applied[peer.hello.slot] = generation
+            case MapUnreadable(why=why):
+                facts.map_file.suspect(why)
             case ConnectFailures(cluster=cluster, endpoint=endpoint, count=count):
                 if self.judge.connects_failed(cluster, endpoint, count):
                     self.checks.settle()
@@ -323,7 +347,7 @@ async def serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     state_dir = Path(options.state_dir)
     try:
         start, why = await asyncio.to_thread(starting_point, Path(options.config), state_dir, environ)
-        writer = await asyncio.to_thread(Writer, state_dir / "map")
+        writer = await asyncio.to_thread(open_map, state_dir)
     except (NoConfiguration, StoreError) as error:
         LOG.error("control cannot start: %s", error)
         return 1
@@ -333,6 +357,16 @@ async def serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return await Control(options, environ, start, writer).run()
     finally:
         writer.close()
+
+
+def open_map(state_dir: Path) -> Writer:
+    """The map; one that cannot be opened is made anew first, of its snapshot. Raises StoreError. Blocks."""
+    try:
+        return Writer(state_dir / "map")
+    except StoreError as error:
+        LOG.error("%s", error)
+    LOG.error("%s", mend(state_dir).text)
+    return Writer(state_dir / "map")
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -61,6 +61,8 @@ def _peers(facts: Facts, found: Gauges) -> None:
 def _map(facts: Facts, found: Gauges) -> None:
     found["landbridge_map_stale", ()] = facts.tenants.stale
     found["landbridge_map_loss_guard_pending", ()] = facts.tenants.guard_pending
+    found["landbridge_map_generation", ()] = facts.writer.generation
+    found["landbridge_map_snapshot_behind", ()] = facts.map_file.behind
     if facts.tenants.age_s is not None:
         found["landbridge_map_age_seconds", ()] = facts.tenants.age_s
     with suppress(StoreError):  # a map that cannot be read: /readyz and the log say so

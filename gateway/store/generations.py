@@ -1,4 +1,4 @@
-"""Where the map is: `map/<generation>/` holds an LMDB environment, and the link `map/current` names the one that counts.
+"""Where the map is: `map/<generation>/` holds an LMDB environment, and `map/current` links to the one that counts.
 
 A bad map is never renamed, truncated or written to: a successor is made beside it and the link is swapped, which is one
 rename. Whoever has the old one mapped keeps it until it follows. Generations only ever count up.

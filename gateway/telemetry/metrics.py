@@ -129,6 +129,16 @@ _ROWS: Final = (
         "1 while a change that removes too many tenants waits for `landbridge map confirm`",
     ),
     Metric(
+        "landbridge_map_generation",
+        Kind.GAUGE,
+        "The map's generation: one more each time that a damaged map was rebuilt",
+    ),
+    Metric(
+        "landbridge_map_snapshot_behind",
+        Kind.GAUGE,
+        "1 while the map's snapshot on disk is not what the map is",
+    ),
+    Metric(
         "landbridge_map_read_errors_total",
         Kind.COUNTER,
         "Lookups in the tenant map on disk that failed: each is a request answered map_unavailable",

@@ -11,21 +11,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
-from gateway.core.placement import Placement
 from gateway.settings.problems import Invalid
 from gateway.settings.schema import Settings
 from gateway.settings.tenants import load_tenants
+from gateway.store.wanted import Wanted
 
 LIMIT_S: Final = 300.0
 """A quarter of a million tenants take half a minute; beyond this something hangs."""
 
 CHUNK: Final = 1000
-"""Placements decoded in one go: about a millisecond, in which no other thread runs."""
+"""Records decoded in one go: below a millisecond, in which no other thread runs."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -34,10 +35,19 @@ class Job(msgspec.Struct, frozen=True):
     settings: Settings
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """Placements, or what is wrong with the file, a line each."""
+class Answer(NamedTuple):
+    """The map that the file holds, or what is wrong with the file, a line each."""
 
-    placements: list[Placement] = []
+    wanted: Wanted = Wanted({}, {}, 0)
+    problems: tuple[str, ...] = ()
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """A part of an answer: keys and sealed values in turn. Bytes only, which a garbage collector need not look at."""
+
+    tenants: list[bytes] = []
+    hosts: list[bytes] = []
+    digest: int = 0
     problems: tuple[str, ...] = ()
 
 
@@ -46,7 +56,7 @@ def run(python: str, job: Job) -> Answer:
     command = [python, "-P", "-m", "gateway.control.sources.parse"]
     try:
         done = subprocess.run(
-            command, input=msgspec.msgpack.encode(job), capture_output=True, timeout=LIMIT_S, env=_environ()
+            command, input=msgspec.msgpack.encode(job), capture_output=True, timeout=LIMIT_S, env=environ()
         )
     except subprocess.TimeoutExpired:
         return Answer(problems=(f"{job.file}: not parsed within {LIMIT_S:g} s",))
@@ -59,30 +69,43 @@ def run(python: str, job: Job) -> Answer:
 
 
 def split(answer: Answer) -> Iterator[bytes]:
-    """An answer in pieces, each with its length: one `CHUNK` after the other, then the problems."""
-    pieces = [Answer(answer.placements[i : i + CHUNK]) for i in range(0, len(answer.placements), CHUNK)]
-    for piece in [*pieces, Answer(problems=answer.problems)]:
+    """An answer in pieces, each with its length: one `CHUNK` after the other, then digest and problems."""
+    wanted = answer.wanted
+    pieces = [Piece(tenants=flat) for flat in _flat(wanted.tenants)] + [
+        Piece(hosts=flat) for flat in _flat(wanted.hosts)
+    ]
+    for piece in [*pieces, Piece(digest=wanted.digest, problems=answer.problems)]:
         data = msgspec.msgpack.encode(piece)
         yield len(data).to_bytes(4, "big") + data
 
 
+def _flat(rows: dict[bytes, bytes]) -> Iterator[list[bytes]]:
+    items = iter(rows.items())
+    while chunk := list(chain.from_iterable(islice(items, CHUNK))):
+        yield chunk
+
+
 def join(data: bytes) -> Answer:
     """The answer that was split, decoded piece by piece so that other threads get their turn."""
-    decoder = msgspec.msgpack.Decoder(Answer)
-    placements: list[Placement] = []
+    decoder = msgspec.msgpack.Decoder(Piece)
+    tenants: dict[bytes, bytes] = {}
+    hosts: dict[bytes, bytes] = {}
+    digest = 0
     problems: tuple[str, ...] = ()
     view, at = memoryview(data), 0
     while at < len(data):
         end = at + 4 + int.from_bytes(view[at : at + 4], "big")
         piece = decoder.decode(view[at + 4 : end])
-        placements += piece.placements
+        for rows, into in ((piece.tenants, tenants), (piece.hosts, hosts)):
+            into.update(zip(rows[::2], rows[1::2], strict=True))
+        digest += piece.digest
         problems += piece.problems
         at = end
         time.sleep(0)  # gives the interpreter to a thread that waits for it
-    return Answer(placements, problems)
+    return Answer(Wanted(tenants, hosts, digest), problems)
 
 
-def _environ() -> dict[str, str]:
+def environ() -> dict[str, str]:
     """Ours, in which the child finds the very package that runs here: a checkout is on nobody's path."""
     root = str(Path(__file__).resolve().parents[3])
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
@@ -90,9 +113,11 @@ def _environ() -> dict[str, str]:
 
 def work(job: Job) -> Answer:
     try:
-        return Answer(load_tenants(job.file, job.text, job.settings))
+        return Answer(Wanted.of(load_tenants(job.file, job.text, job.settings)))
     except Invalid as error:
         return Answer(problems=tuple(map(str, error.problems)))
+    except ValueError as error:
+        return Answer(problems=(f"{job.file}: {error}",))
 
 
 if __name__ == "__main__":

@@ -11,23 +11,21 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from gateway.bus.messages import MapChanged
-from gateway.control.reload import APPLIED, REFUSED, Outcome, problems_of
-from gateway.control.sources import parse
-from gateway.core.placement import Placement
-from gateway.settings.problems import Invalid
+from gateway.control.reload import APPLIED, REFUSED, Outcome
+from gateway.control.sources import confirm, parse
+from gateway.control.sources.confirm import Pending, loss
 from gateway.settings.schema import Settings
-from gateway.settings.tenants import load_tenants
 from gateway.store.record import StoreError
+from gateway.store.wanted import Wanted
 from gateway.store.writer import Writer
 
 LOG = logging.getLogger("landbridge.control")
-
-LOSS_MIN: Final = 10
-"""Fewer tenants than this may always go (unless they are all there are): small maps change by large fractions."""
 
 CHILD_FROM_BYTES: Final = 64 * 1024
 """Below this (a thousand tenants) a thread parses it in less time than a child needs to start."""
@@ -39,47 +37,27 @@ PAGE: Final = 1000
 
 
 class Refused(Exception):
-    """The file was not taken in. `guarded`: it is valid, but loses too many tenants."""
+    """The file was not taken in. `pending`: it is valid, but loses too many tenants, and waits to be confirmed."""
 
-    def __init__(self, problems: tuple[str, ...], guarded: bool = False) -> None:
+    def __init__(self, problems: tuple[str, ...], pending: Pending | None = None) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-        self.guarded = guarded
+        self.pending = pending
 
 
-def loss(old: Iterable[str], new: Iterable[str], fraction: float) -> int:
-    """How many tenants the change from `old` to `new` ids removes, if that is too many; else 0.
-
-    Too many is all of them, or more than `fraction` of them and at least `LOSS_MIN` (DESIGN 5.1, `loss_guard`).
-    """
-    before = set(old)
-    removed = len(before - set(new))
-    if removed and (removed == len(before) or (removed >= LOSS_MIN and removed > fraction * len(before))):
-        return removed
-    return 0
-
-
-def read(path: Path, settings: Settings) -> list[Placement]:
-    """The placements that the file holds. Raises Refused. Blocks."""
+def read(path: Path, settings: Settings) -> Wanted:
+    """The map that the file holds. Raises Refused. Blocks."""
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
             raise Refused((f"{path}: expected at most {FILE_BYTES_MAX} bytes",))
         text = path.read_bytes()
     except OSError as error:
         raise Refused((f"{path}: cannot be read: {error.strerror or error}",)) from error
-    if len(text) > CHILD_FROM_BYTES:
-        return _parse_in_child(path, text, settings)
-    try:
-        return load_tenants(str(path), text, settings)
-    except Invalid as error:
-        raise Refused(problems_of(error)) from error
-
-
-def _parse_in_child(path: Path, text: bytes, settings: Settings) -> list[Placement]:
-    answer = parse.run(sys.executable, parse.Job(str(path), text, settings))
+    job = parse.Job(str(path), text, settings)
+    answer = parse.run(sys.executable, job) if len(text) > CHILD_FROM_BYTES else parse.work(job)
     if answer.problems:
         raise Refused(answer.problems)
-    return answer.placements
+    return answer.wanted
 
 
 class YamlFile:
@@ -98,7 +76,7 @@ class YamlFile:
     ) -> None:
         self.last: Outcome | None = None
         self.last_error: Outcome | None = None
-        self.guard_pending = False
+        self.pending: Pending | None = None
         self._writer = writer
         self._settings = settings
         self._changed = changed
@@ -106,6 +84,11 @@ class YamlFile:
         self._wall_ms = wall_ms
         self._stale_since_ms = writer.meta().written_ms
         self._lock = asyncio.Lock()
+
+    @property
+    def guard_pending(self) -> bool:
+        """Whether a change waits for `landbridge map confirm`."""
+        return self.pending is not None
 
     @property
     def path(self) -> Path:
@@ -132,7 +115,7 @@ class YamlFile:
             except Refused as refused:
                 self._refuse(cause, refused)
                 return False
-            self.guard_pending = False
+            self.pending = None
             self.last_error = None
             if change.from_txn != change.to_txn:
                 self._changed(change)
@@ -141,31 +124,54 @@ class YamlFile:
             return True
 
     def _take_in(self, path: Path, settings: Settings) -> MapChanged:
-        placements = read(path, settings)
+        state_dir = Path(settings.state_dir)
         try:
+            wanted = read(path, settings)
             if self._writer.complete():
-                self._guard(path, placements, settings.tenant_map.loss_guard)
-            return self._writer.replace(placements, self._wall_ms())
+                self._guard(path, state_dir, wanted, settings.tenant_map.loss_guard)
+            change = self._writer.replace(wanted, self._wall_ms())
         except (StoreError, ValueError) as error:
             raise Refused((str(error),)) from error
+        except Refused as refused:
+            if refused.pending is None:
+                confirm.forget(state_dir)  # what waited is no longer what the file says
+            raise
+        confirm.forget(state_dir)
+        return change
 
-    def _guard(self, path: Path, placements: list[Placement], fraction: float) -> None:
-        known = list(self._ids())
-        if removed := loss(known, (p.tenant for p in placements), fraction):
-            raise Refused(
-                (
-                    f"{path}: this removes {removed} of {len(known)} tenants, which loss_guard ({fraction:.0%}) does "
-                    "not let pass: remove them in smaller steps or raise tenant_map.loss_guard (confirming such a "
-                    "change is not supported yet)",
-                ),
-                guarded=True,
-            )
+    def _guard(self, path: Path, state_dir: Path, wanted: Wanted, fraction: float) -> None:
+        """Let nothing pass that removes too many tenants, unless this very change was confirmed. Raises Refused."""
+        digest = self._writer.meta().digest
+        known = set(self._ids())
+        removed = loss(known, wanted.tenants.keys(), fraction)
+        if not removed:
+            return
+        change = wanted.change_from(known, digest)
+        if (said := confirm.confirmed(state_dir)) == change:
+            LOG.warning("an operator confirmed change %s: %d of %d tenants are removed", change, removed, len(known))
+            return
+        if said is not None:
+            LOG.error("change %s was confirmed, but it is change %s that waits now", said, change)
+            confirm.forget(state_dir)
+        first = tuple(key.decode() for key in islice(sorted(known - wanted.tenants.keys()), confirm.NAMED_MAX))
+        before = confirm.waiting(state_dir)
+        since = before.since_ms if before is not None and before.change == change else self._wall_ms()
+        pending = Pending(change, str(path), removed, len(known), len(wanted.tenants), first, since)
+        with suppress(OSError):  # a full disk: the log and the admin API say it too
+            confirm.tell(state_dir, pending)
+        raise Refused(
+            (
+                f"{path}: this removes {removed} of {len(known)} tenants, which loss_guard ({fraction:.0%}) does not let "
+                f"pass: `landbridge map confirm --change {change}` if it is meant, else put the file right",
+            ),
+            pending,
+        )
 
-    def _ids(self) -> Iterable[str]:
-        after = ""
-        while page := self._writer.page(after, PAGE):
-            yield from (placement.tenant for placement in page)
-            after = page[-1].tenant
+    def _ids(self) -> Iterable[bytes]:
+        after = b""
+        while rows := self._writer.tenant_slice(after, PAGE)[1]:
+            yield from (key for key, _ in rows)
+            after = rows[-1][0]
 
     def _refuse(self, cause: str, refused: Refused) -> None:
         LOG.error("tenants refused (%s), the map stays as it is:", cause)
@@ -173,7 +179,7 @@ class YamlFile:
             LOG.error("%s", problem)
         if not self.stale:
             self._stale_since_ms = self._wall_ms()
-        self.guard_pending = refused.guarded
+        self.pending = refused.pending
         self.last_error = Outcome(self._wall_ms(), "tenants", cause, REFUSED, refused.problems)
         self._end(self.last_error)
 

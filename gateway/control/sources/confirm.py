@@ -1,0 +1,95 @@
+"""The loss guard: which change removes too much to be a wish, and how an operator says that it is one.
+
+A change that waits is described in `state_dir/map.pending`; `landbridge map confirm` leaves its name in
+`state_dir/map.confirmed`, which control watches. The name is a digest over what is removed and over both maps: it
+confirms this change and no other. Who may write to `state_dir` (mode 0700) is the gateway's own user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Set
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+PENDING_FILE: Final = "map.pending"
+CONFIRMED_FILE: Final = "map.confirmed"
+
+LOSS_MIN: Final = 10
+"""Fewer tenants than this may always go (unless they are all there are): small maps change by large fractions."""
+
+NAMED_MAX: Final = 20
+"""How many of the tenants are named to the operator: enough to see what kind of change it is."""
+
+T = TypeVar("T", str, bytes)
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """A change that waits: it removes `removed` of `known` tenants, `first` among them, and leaves `records`."""
+
+    change: str
+    file: str
+    removed: int
+    known: int
+    records: int
+    first: tuple[str, ...]
+    since_ms: int
+
+
+class Confirmation(msgspec.Struct, frozen=True):
+    change: str
+
+
+def loss(before: Set[T], after: Set[T], fraction: float) -> int:
+    """How many tenants the change from ids to ids removes, if that is too many; else 0.
+
+    Too many is all of them, or more than `fraction` of them and at least `LOSS_MIN` (DESIGN 5.1, `loss_guard`).
+    """
+    removed = len(before) - len(before & after)
+    if removed and (removed == len(before) or (removed >= LOSS_MIN and removed > fraction * len(before))):
+        return removed
+    return 0
+
+
+def tell(state_dir: Path, pending: Pending) -> None:
+    """Describe the change that waits. Raises OSError."""
+    _write(state_dir / PENDING_FILE, msgspec.json.encode(pending))
+
+
+def waiting(state_dir: Path) -> Pending | None:
+    """The change that waits for an operator, if one does."""
+    try:
+        return msgspec.json.decode((state_dir / PENDING_FILE).read_bytes(), type=Pending)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def confirm(state_dir: Path, change: str) -> None:
+    """Say that `change` is meant. Raises OSError."""
+    _write(state_dir / CONFIRMED_FILE, msgspec.json.encode(Confirmation(change)))
+
+
+def confirmed(state_dir: Path) -> str | None:
+    """The change that an operator confirmed, if one did."""
+    try:
+        return msgspec.json.decode((state_dir / CONFIRMED_FILE).read_bytes(), type=Confirmation).change
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def forget(state_dir: Path) -> None:
+    """Nothing waits any more, and what was confirmed is done or void."""
+    for name in (PENDING_FILE, CONFIRMED_FILE):
+        with contextlib.suppress(OSError):
+            (state_dir / name).unlink()
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+    temporary.replace(path)
