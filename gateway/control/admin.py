@@ -437,9 +437,13 @@ def make_app(facts: Facts, is_loopback: bool, ask: Ask) -> web.Application:
     app = web.Application(middlewares=[guard], client_max_size=REQUEST_BYTES_MAX)
     app[GATE] = Gate(facts, is_loopback, ask, AuditLog(facts.state_dir), Failures())
     app[OPENAPI] = msgspec.json.encode(document(ROUTES, __version__))
+    add_routes(app.router)
+    return app
+
+
+def add_routes(router: web.UrlDispatcher) -> None:
     for route in ROUTES:
         if route.read is not None:
-            app.router.add_get(route.path, route.read)
+            router.add_get(route.path, route.read)
         else:
-            app.router.add_post(route.path, _carried_out_by_guard)
-    return app
+            router.add_post(route.path, _carried_out_by_guard)

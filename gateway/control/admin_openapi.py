@@ -57,7 +57,7 @@ Write = Callable[[web.Request, Change], Awaitable[web.Response]]
 class Route:
     """One endpoint. Exactly one of `read` (GET) and `change` (POST, by an operator, audited) is there.
 
-    `answers` is the type of the JSON that it answers with, or the media type of what is no JSON. `open`: it answers
+    `answers` is the type of the JSON that it answers with, or the media type of what has no type. `open`: it answers
     without a token wherever it listens. `refusals` are statuses of its own.
     """
 
@@ -114,7 +114,7 @@ def _operation(route: Route, schema_of: Mapping[type, Mapping[str, Any]]) -> dic
     if isinstance(route.answers, type):
         content = {"application/json": {"schema": schema_of[route.answers]}}
     else:
-        content = {route.answers: {"schema": {"type": "string"}}}
+        content = {route.answers: {"schema": {"type": "string" if route.answers.startswith("text/") else "object"}}}
     problem = {"application/problem+json": {"schema": schema_of[Problem]}}
     refusals = {str(status): about for status, about in (route.refusals or {}).items()}
     if not route.open:

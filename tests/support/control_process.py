@@ -71,7 +71,7 @@ class Worker:
 class ControlProcess:
     """See the module. The listening admin socket and `state_dir` outlive the process, as the supervisor's would."""
 
-    def __init__(self, folder: Path, config: str, tenants: str | None) -> None:
+    def __init__(self, folder: Path, config: str, tenants: str | None, admin_host: str = "127.0.0.1") -> None:
         self.folder = folder
         self.file = folder / "gateway.yaml"
         self.tenants = folder / "tenants.yaml"
@@ -81,7 +81,7 @@ class ControlProcess:
         if tenants is not None:
             self.tenants.write_text(tenants)
         self.log_file = folder / "control.log"
-        self.admin = socket.create_server(("127.0.0.1", 0))
+        self.admin = socket.create_server((admin_host, 0))
         self.port = self.admin.getsockname()[1]
         self.process: asyncio.subprocess.Process | None = None
         self.said: list[dict[str, Any]] = []
@@ -111,9 +111,13 @@ class ControlProcess:
 
     async def wait_said(self, state: str) -> None:
         """Read the channel until control says that it is `state`."""
+        await self.wait_for({"state": state})
+
+    async def wait_for(self, message: dict[str, Any]) -> None:
+        """Read the channel until control has said this."""
         assert self._channel is not None
         async with asyncio.timeout(LIMIT_S):
-            while {"state": state} not in self.said:
+            while message not in self.said:
                 data = await asyncio.get_running_loop().sock_recv(self._channel, 65536)
                 assert data, f"control ended: {self.log()}"
                 self.said += [json.loads(line) for line in data.splitlines()]
@@ -156,6 +160,13 @@ class ControlProcess:
             assert response.status == status, f"{path}: {response.status} {body}"
             return json.loads(body) if "json" in response.content_type else body
 
+    async def post(self, path: str, status: int, body: bytes | None = None, **headers: str) -> Any:
+        """(JSON, fields) of one POST, which must have this status."""
+        async with self.client.post(path, headers=headers, data=body) as response:
+            text = await response.text()
+            assert response.status == status, f"{path}: {response.status} {text}"
+            return json.loads(text), response.headers
+
     async def metric(self, name: str, **labels: str) -> float:
         """The value of one series. KeyError when it is not there."""
         for family in text_string_to_metric_families(await self.get("/metrics")):
@@ -189,9 +200,11 @@ class ControlProcess:
 
 
 @asynccontextmanager
-async def control_process(folder: Path, config: str, tenants: str | None = None) -> AsyncIterator[ControlProcess]:
+async def control_process(
+    folder: Path, config: str, tenants: str | None = None, admin_host: str = "127.0.0.1"
+) -> AsyncIterator[ControlProcess]:
     """Control, started; stopped at the end, when it must not have logged a traceback."""
-    made = ControlProcess(folder, config.replace("STATE_DIR", str(folder / "state")), tenants)
+    made = ControlProcess(folder, config.replace("STATE_DIR", str(folder / "state")), tenants, admin_host)
     try:
         await made.start()
         yield made
