@@ -62,6 +62,9 @@ class Dropped:
     def get_extra_info(self, name: str) -> object:
         return ("127.0.0.1", 50000) if name == "peername" else None
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return False
 

@@ -70,6 +70,7 @@ class Downstream(asyncio.Protocol):
         "_scanned",
         "_skipped",
         "_stalled",
+        "_unsent",
         "deadline",
         "keep_alive",
         "listener",
@@ -100,6 +101,7 @@ class Downstream(asyncio.Protocol):
         self._reader: ChunkedReader | None = None
         self._running = False
         self._stalled = False
+        self._unsent = 0
 
     # ---- the transport's side
 
@@ -125,9 +127,15 @@ class Downstream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._stalled = True
-        self.deadline = self.worker.now() + self.worker.view.timeouts.body
+        self._watch_writes()
         if self.relay is not None and self.relay.up is not None:
             self.relay.up.hold_reading(True)
+
+    def _watch_writes(self) -> None:
+        """Give the client the body's time to take something of what is written."""
+        assert self.transport is not None
+        self._unsent = self.transport.get_write_buffer_size()
+        self.deadline = self.worker.now() + self.worker.view.timeouts.body
 
     def resume_writing(self) -> None:
         self._stalled = False
@@ -359,7 +367,9 @@ class Downstream(asyncio.Protocol):
             self.transport.close()
             return
         self.phase = _LINGER
-        self.deadline = self.worker.now() + LINGER_S
+        self._watch_writes()
+        if not self._unsent:
+            self.deadline = self.worker.now() + LINGER_S
         self.hold_reading(False, HOLD_UPSTREAM | HOLD_PIPELINE)
         self.transport.write_eof()
 
@@ -373,14 +383,17 @@ class Downstream(asyncio.Protocol):
         self.deadline = 0.0
         relay = self.relay
         if self._stalled or self.phase is _LINGER:
-            self.abort()
+            if self.transport is not None and 0 < self.transport.get_write_buffer_size() < self._unsent:
+                self._watch_writes()  # slow, but reading
+            else:
+                self.abort()
         elif self.phase is _HEAD:
             if self._buffer:
                 self._answer_without_request("head_timeout", "")
             elif self.transport is not None:
                 self.transport.close()
         elif relay is not None and self.phase in (_LENGTH, _CHUNKED):
-            if self._held:  # the application does not read: its own limit is the upstream's to enforce
+            if self._held:  # the application does not read: the connection to it has a deadline for that
                 self.deadline = self.worker.now() + self.worker.view.timeouts.body
             else:
                 relay.refuse("body_timeout", "")

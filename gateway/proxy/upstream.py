@@ -135,17 +135,27 @@ class Upstream(asyncio.Protocol):
         self.eof = True
 
     def pause_writing(self) -> None:
+        """The application does not read: wait for it as long as for a body, and let the client wait."""
         if self.relay is not None:
+            self.deadline = self.worker.now() + self.pool.cluster.config.timeouts.body
             self.relay.down.hold_reading(True)
 
     def resume_writing(self) -> None:
-        if self.relay is not None:
-            self.relay.down.hold_reading(False)
+        relay = self.relay
+        if relay is not None:
+            if self.phase is _HEAD:
+                timeouts = self.pool.cluster.config.timeouts
+                self.deadline = self.worker.now() + timeouts.response if relay.request_sent else 0.0
+            elif self.phase is _TUNNEL:
+                self.deadline = 0.0
+            relay.down.hold_reading(False)
 
     def hold_reading(self, hold: bool) -> None:
         """Backpressure from the client's side."""
         if self.transport is not None and hold != self._paused and not self.transport.is_closing():
             self._paused = hold
+            if self.phase in (_LENGTH, _CHUNKED, _UNTIL_CLOSE):  # the client's slowness is not the application's
+                self.deadline = 0.0 if hold else self.worker.now() + self.pool.cluster.config.timeouts.body
             if hold:
                 self.transport.pause_reading()
             else:

@@ -350,3 +350,43 @@ async def test_a_client_that_does_not_read_is_cut_and_costs_bounded_memory(tmp_p
                 await asyncio.sleep(0.01)
         assert sent < 500 * 65536, "the application was read on although the client did not"
         client.writer.transport.abort()
+
+
+# ---- slow is not dead
+
+
+async def test_a_slow_reader_gets_the_whole_body_although_it_outlasts_every_limit(tmp_path: Path, origin: Origin):
+    size = 24 << 20  # beyond what the kernel buffers for two loopback connections
+
+    async def big(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        for _ in range(size // 65536):
+            writer.write(b"x" * 65536)
+            await writer.drain()
+        return True
+
+    origin.answer = big
+    app = cluster("app", origin.port, timeouts=ClusterTimeouts(body=0.3))
+    async with data_plane(tmp_path, view(app, timeouts=Timeouts(body=0.3))) as plane:
+        client = await Client.connect(plane.port)
+        await client.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        await client.reader.readuntil(b"\r\n\r\n")
+        got = 0
+        while got < size:
+            got += len(await client.reader.read(1 << 20))
+            await asyncio.sleep(0.02)  # this sleep is the test: 24 MiB take longer than `body` allows for one read
+        assert got == size
+        await client.close()
+
+
+async def test_an_application_that_does_not_read_ends_at_its_limit(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # its connections are made by the kernel and never read
+        app = cluster("app", deaf.getsockname()[1], timeouts=ClusterTimeouts(body=0.3), retries=0)
+        async with data_plane(tmp_path, view(app)) as plane:
+            client = await Client.connect(plane.port)
+            await client.send(b"POST / HTTP/1.1\r\nHost: acme.test\r\nContent-Length: %d\r\n\r\n" % (64 << 20))
+            client.writer.write(b"x" * (32 << 20))
+            is_problem(await client.reply(), 504, "upstream_timeout")
+            client.writer.transport.abort()
+            while plane.worker.downs:
+                await asyncio.sleep(0.001)
