@@ -39,6 +39,13 @@ class MapUnreadable(msgspec.Struct, tag=True, frozen=True):
     why: str
 
 
+class FilterRemoved(msgspec.Struct, tag=True, frozen=True):
+    """Worker: this filter kept failing and is out of my chain; `error` is the last line of its last traceback."""
+
+    name: str
+    error: str
+
+
 class Configured(msgspec.Struct, tag=True, frozen=True):
     """Control: a new configuration, whole. `generation` grows with every Configured and every Conditions."""
 
@@ -60,5 +67,5 @@ class MapChanged(msgspec.Struct, tag=True, frozen=True):
     generation: int = 0
 
 
-FromWorker = Hello | Applied | ConnectFailures | MapUnreadable
+FromWorker = Hello | Applied | ConnectFailures | FilterRemoved | MapUnreadable
 FromControl = Configured | Conditions | MapChanged

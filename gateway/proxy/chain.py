@@ -21,6 +21,7 @@ from gateway.core.filtering import (
 )
 from gateway.core.view import View
 from gateway.proxy.added import ON_ERROR, REMOVE, Added, on_error
+from gateway.proxy.guard import guarded
 from gateway.settings.problems import Problem, nearest, plain, shown
 
 Options = Mapping[str, Mapping[str, object]]
@@ -156,7 +157,7 @@ def _made(
             problems.append(_refused(name, origins.get(f"filters.options.{name}", ""), plain(str(error))))
     for one in added:
         try:
-            made[one.name] = one.make(options.get(one.name, {}))
+            made[one.name] = guarded(one.name, one.make(options.get(one.name, {})))
         except Exception as error:  # an operator's constructor may raise anything
             text = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             origin = origins.get(f"filters.options.{one.name}", "")

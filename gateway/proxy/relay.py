@@ -56,6 +56,7 @@ class Relay:
     over = False
     parked = False
     timed_out = False
+    broken: tuple[str, ...] = ()
     _tries_left = 0
 
     def __init__(self, worker: Worker, down: Downstream, exchange: Exchange) -> None:
@@ -81,6 +82,7 @@ class Relay:
                 if answer is not None:
                     break
             else:
+                step = None  # a filter named an endpoint that there is not: no step at hand is to blame
                 step = chain.endpoints[exchange.endpoint]
                 answer = step(exchange)
             self._execute(answer)
@@ -103,6 +105,7 @@ class Relay:
                 if answer is not None:
                     break
             else:
+                step = None  # a filter named an endpoint that there is not: no step at hand is to blame
                 step = chain.endpoints[exchange.endpoint]
                 answer = step(exchange)
                 if isinstance(answer, Awaitable):
@@ -119,8 +122,9 @@ class Relay:
     def _broken(self, step: Any) -> None:
         """A filter (or this relay) has a bug: this request pays for it, no other one does."""
         name = getattr(step, "name", "relay")
-        _log.exception("request %s: error in filter %s", self.exchange.request_id, name)
-        self.worker.meters.filter_error(name)
+        if name not in self.broken:  # an outbound filter also sees our answer to its own failure
+            self.broken += (name,)
+            self.worker.filter_failed(name, self.exchange.request_id)
 
     def _outbound(self) -> bool:
         """Show the response's head to the outbound filters. False when one of them failed."""

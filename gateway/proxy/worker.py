@@ -10,20 +10,23 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import time
+import traceback
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
 from gateway import __version__
-from gateway.bus.messages import ConnectFailures, FromWorker, MapChanged, MapUnreadable
+from gateway.bus.messages import ConnectFailures, FilterRemoved, FromWorker, MapChanged, MapUnreadable
 from gateway.bus.stats import StatsFile
 from gateway.core.errors import GatewayError
 from gateway.core.exchange import Exchange
-from gateway.core.filtering import Chain
+from gateway.core.filtering import Chain, without
 from gateway.core.http1.fields import FieldTable, response_table
 from gateway.core.peering import PeerAnswer, PeerMap, encode_answer
 from gateway.core.placement import Placement
+from gateway.core.removal import ERRORS_MAX, WINDOW_S, Failures
 from gateway.core.tenancy import Memo
 from gateway.core.view import Ability, HeaderResolver, View
 from gateway.proxy.caches import Bounded
@@ -41,6 +44,8 @@ SWEEP_S: Final = 0.1
 """One timer for all deadlines of a worker: a limit is kept to a tenth of a second, at no cost per request."""
 MAP_CHECK_S: Final = 1.0
 """How long the map may move without a word from control before the whole cache is dropped (DESIGN 2)."""
+TRACEBACK_EVERY_S: Final = 1.0
+"""How often one filter's traceback is logged: at full load each request of a second says the same."""
 PLACEMENTS_MAX: Final = 50_000
 HOSTS_MAX: Final = 50_000
 DIGEST_TTL_S: Final = 0.5
@@ -73,7 +78,6 @@ class Worker:
         self.clusters: dict[str, ClusterPool] = {}
         self.stats = StatsFile(state_dir / "stats" / f"worker-{slot}.stats")
         self.meters = Meters(self.stats, slot, view.tenant_series)
-        self._chain_for = chain_for
         self._send = send
         self._reader = Reader(state_dir / "map")
         self._placements: Bounded[str, Placement | None] = Bounded(PLACEMENTS_MAX)
@@ -89,15 +93,17 @@ class Worker:
         self.tasks: set[asyncio.Task[Any]] = set()
         self._resolvers: object = None
         self.table = FieldTable()
-        self.chain = chain_for(view)
+        self.chain = chain_for(view)  # for this process's life: other filters, or options of theirs, are new workers
+        self.failures = Failures()
+        self._tracebacks: dict[str, float] = {}
+        self.removed: dict[str, str] = {}
+        self._begin_removed()
         self.swap(view)
 
     # ---- the View
 
     def swap(self, view: View) -> None:
         """Let `view` decide from the next request on. Pools, caches and counters stay; what it no longer names goes."""
-        if view.filter_options != self.view.filter_options:
-            self.chain = self._chain_for(view)
         names = tuple(r.name for r in view.resolvers if isinstance(r, HeaderResolver))
         if names != self._resolvers:
             self._resolvers = names
@@ -189,6 +195,37 @@ class Worker:
 
     def _log_dropped(self, lines: int) -> None:
         self.meters.count("landbridge_log_dropped_total", (), lines)
+
+    # ---- filters that fail
+
+    def filter_failed(self, name: str, request_id: str) -> None:
+        """Called while a filter's exception is handled: count it, log it, and take out one that keeps failing."""
+        now = self.now()
+        self.meters.filter_error(name)
+        if now - self._tracebacks.get(name, -TRACEBACK_EVERY_S) >= TRACEBACK_EVERY_S:
+            self._tracebacks[name] = now
+            _log.exception("request %s: error in filter %s", request_id, name)
+        if name in self.chain.removable and self.failures.note(name, now):
+            self._take_out(name)
+
+    def _take_out(self, name: str) -> None:
+        """For this worker's life: it comes back with a new worker, which other code or other options start."""
+        self.chain = without(self.chain, name)
+        _log.exception("filter %s is taken out: %d errors in %g s; the last one:", name, ERRORS_MAX, WINDOW_S)
+        error = sys.exception()
+        self.removed[name] = "".join(traceback.format_exception_only(error)).strip() if error else ""
+        self.stats.values[self._removed_series(name)] = 1
+        self._send(FilterRemoved(name, self.removed[name]))
+
+    def _begin_removed(self) -> None:
+        """A series for each filter that may be taken out: 0, also where a predecessor had taken it out."""
+        for _, index in self.stats.known("landbridge_filter_removed"):
+            self.stats.values[index] = 0
+        for name in self.chain.removable:
+            self._removed_series(name)
+
+    def _removed_series(self, name: str) -> int:
+        return self.stats.series("landbridge_filter_removed", (("filter", name),), reset=True)
 
     # ---- what control says
 

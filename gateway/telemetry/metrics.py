@@ -149,6 +149,12 @@ _ROWS: Final = (
         "Exceptions that a filter raised and was not meant to",
         ("filter",),
     ),
+    Metric(
+        "landbridge_filter_removed",
+        Kind.GAUGE,
+        "Workers that took this filter of the operator's out of their chain, because it kept failing",
+        ("filter",),
+    ),
     Metric("landbridge_worker_connections", Kind.GAUGE, "Clients' connections that are open, by worker", ("worker",)),
     Metric("landbridge_worker_restarts_total", Kind.COUNTER, "Workers that ended unasked and were started again"),
     Metric(
