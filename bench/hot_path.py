@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from gateway.core.placement import Placement
 from gateway.proxy.upstream import Upstream
 from tests.support.dataplane import cluster, data_plane, view
+from tests.support.transports import Dropped
 
 HEAD = b"\r\n".join(
     (
@@ -48,30 +49,6 @@ ANSWER = (
     b"HTTP/1.1 200 OK\r\nServer: app\r\nDate: Tue, 24 Nov 2026 19:22:40 GMT\r\nContent-Type: application/json\r\n"
     b"Content-Length: 120\r\nConnection: keep-alive\r\n\r\n" + b"x" * 120
 )
-
-
-class Dropped:
-    """A transport whose bytes go nowhere."""
-
-    def __init__(self) -> None:
-        self.writes = 0
-
-    def write(self, data: bytes) -> None:
-        self.writes += 1
-
-    def get_extra_info(self, name: str) -> object:
-        return ("127.0.0.1", 50000) if name == "peername" else None
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def is_closing(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        pass
-
-    abort = close
 
 
 def one_round(down: object, up: Upstream, requests: int, fresh: bool) -> float:

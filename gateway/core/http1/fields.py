@@ -224,7 +224,7 @@ def _parse(seen: int, value: bytes) -> object:
     if seen & Seen.LENGTH:
         return int(value) if _DIGITS.match(value) else None
     if _TOKEN_LIST.match(value) is None:
-        return () if seen & (Seen.UPGRADE | Seen.EXPECT) else None
+        return frozenset() if seen & (Seen.UPGRADE | Seen.EXPECT) else None
     tokens = tuple(token.strip(b" \t").lower() for token in value.split(b","))
     if seen & Seen.CODING:  # an empty element would be ignored by some and not by others: refused
         return tokens if all(tokens) else None
