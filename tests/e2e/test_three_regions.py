@@ -10,6 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,15 +44,20 @@ async def regions(shared: Fleet) -> AsyncIterator[Fleet]:
     yield shared
     if shared.tenants.read_text() != TENANTS:
         shared.tenants.write_text(TENANTS)
-        for region in REGIONS:
-            await until(lambda region=region: homes_are(shared, region), f"{region} has the first map again")
+        await all_have(shared)
 
 
-async def homes_are(regions: Fleet, entry: str, **changed: str) -> bool:
-    """Whether gateway `entry` has exactly the tenants of TENANTS, but for `changed`, all active and up to date."""
-    listed = (await regions[entry].api("tenants"))["tenants"]
-    found = {row["tenant"]: row["home"] for row in listed if row["state"] == "active"}
-    return found == HOMES | changed and len(listed) == len(found) and not (await regions[entry].api("map"))["stale"]
+async def all_have(regions: Fleet, **changed: str) -> None:
+    """Wait until every gateway has exactly the tenants of TENANTS, but for `changed`, all active and up to date."""
+
+    async def has(entry: str) -> bool:
+        listed = (await regions[entry].api("tenants"))["tenants"]
+        found = {row["tenant"]: row["home"] for row in listed if row["state"] == "active"}
+        is_whole = found == HOMES | changed and len(listed) == len(found)
+        return is_whole and not (await regions[entry].api("map"))["stale"]
+
+    for entry in REGIONS:
+        await until(partial(has, entry), f"{entry} has the map")
 
 
 def browser(path: str = "/x", host: str = "acme.demo.test", *more: str) -> bytes:
@@ -220,7 +226,12 @@ def hop_request(
         forwarded_for=b"192.0.2.7",
         request_id=b"r-1",
     )
-    lines = [b"Gateway-Hop: " + field, "X-Forwarded-For: 192.0.2.7", "X-Request-Id: r-1", f"Via: 1.1 {source}.test"]
+    lines = [
+        b"Gateway-Hop: " + field,
+        b"X-Forwarded-For: 192.0.2.7",
+        b"X-Request-Id: r-1",
+        b"Via: 1.1 %b.test" % source.encode(),
+    ]
     return change(request(host, path, method.decode(), lines, b"body"))
 
 
@@ -452,8 +463,7 @@ async def test_a_half_written_file_changes_nothing(regions: Fleet) -> None:
     pieces = TENANTS.replace("home: us-east-1", "home: ap-southeast-2", 1).splitlines(keepends=True)
     async with load_everywhere(regions, "umbrella") as loads:
         await asyncio.to_thread(write_slowly, regions.tenants, pieces)
-        for region in REGIONS:
-            await until(lambda region=region: homes_are(regions, region, acme=AP), f"{region} has the whole file")
+        await all_have(regions, acme=AP)
         await asyncio.gather(*(load.goes_on() for load in loads))
         assert set.union(*(load.regions() for load in loads)) == {US}
     for entry in REGIONS:

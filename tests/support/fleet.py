@@ -172,9 +172,10 @@ class Gateway:
             raise
 
     async def ready(self) -> bool:
-        """Whether it is ready, all workers serve what control knows, and every peer was asked."""
+        """Whether it is ready, all workers serve, and every peer was asked. AssertionError when it cannot become so."""
         assert self.process is not None
         assert self.process.poll() is None, self.log()
+        assert "it is started again in" not in self.log(), self.log()
         with contextlib.suppress(OSError, EOFError):
             reply = await once(self.admin, request("localhost", "/readyz"))
             if reply.status != 200 or len(await self.serving()) != self.workers:

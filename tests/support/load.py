@@ -76,8 +76,8 @@ class Load:
         return sum(map(len, self.answered))
 
     def regions(self, since: float = 0.0) -> set[str]:
-        """Who answered what was answered after `since` (monotonic seconds)."""
-        return {one.region for each in self.answered for one in each if one.at >= since}
+        """Who answered what was sent after `since` (monotonic seconds)."""
+        return {one.region for each in self.answered for one in each if one.at - one.seconds >= since}
 
     @property
     def slowest_s(self) -> float:
