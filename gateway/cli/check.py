@@ -6,7 +6,6 @@ Exit 0 when a gateway would start on it, 2 when not. Nothing is written, bound o
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Final, TextIO
 from filters import ENDPOINT, INBOUND, OUTBOUND
 from gateway.core.placement import Placement
 from gateway.core.view import REGION_CLUSTER
-from gateway.settings.json_schema import json_schema
+from gateway.settings import json_schema
 from gateway.settings.loader import load, read_sources, warnings_for
 from gateway.settings.problems import Invalid, Problem, plain
 from gateway.settings.schema import Settings
@@ -120,6 +119,5 @@ def _count(number: int, noun: str) -> str:
 
 def print_schema(out: TextIO | None = None) -> int:
     """Print the JSON Schema of `gateway.yaml`, for editors; the exit code."""
-    json.dump(json_schema(), out or sys.stdout, indent=2)
-    print(file=out or sys.stdout)
+    print(json_schema.text(), file=out or sys.stdout)
     return VALID

@@ -53,6 +53,7 @@ from gateway.settings.shape import (
     Record,
     Scalar,
     Walk,
+    like,
 )
 from gateway.settings.units import Wanted
 
@@ -71,6 +72,7 @@ _CLUSTER: Final = re.compile(r"[a-z0-9_.-]{1,63}\Z")
 _ACTOR: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
 _BEARER: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*\Z")
 """b64token, RFC 6750, 2.1: what `Authorization: Bearer` can carry."""
+_CLUSTER_KEY: Final = r"[a-z0-9_.-]{1,63}|region:(?:\*|[a-z0-9-]{1,32})"
 _PATH: Final = re.compile(r"/[\x21\x22\x24-\x3e\x40-\x7e]*\Z")
 """A raw path: visible ASCII but `?` and `#`."""
 _TARGET: Final = re.compile(r"/[\x21\x22\x24-\x7e]*\Z")
@@ -85,7 +87,7 @@ def duration(low: float = 0.001, high: float = DAY_S) -> Scalar:
             raise Wanted(f"a duration from {_written(low)} to {_written(high)}")
         return value
 
-    return Scalar("duration", "a duration such as 250ms", parse, substitute=low)
+    return Scalar("duration", "a duration such as 250ms", parse, substitute=low, schema=like(units.DURATION))
 
 
 def _written(seconds: float) -> str:
@@ -101,7 +103,7 @@ def size(low: int, high: int, expected: str = "a size such as 64KiB") -> Scalar:
             raise Wanted(f"a size from {_written_size(low)} to {_written_size(high)}")
         return value
 
-    return Scalar("size", expected, parse, substitute=low)
+    return Scalar("size", expected, parse, substitute=low, schema=like(units.SIZE))
 
 
 def _written_size(count: int) -> str:
@@ -124,6 +126,7 @@ def whole(low: int, high: int) -> Scalar:
         parse,
         substitute=low,
         is_number=True,
+        schema={"type": "integer", "minimum": low, "maximum": high},
     )
 
 
@@ -134,7 +137,8 @@ def fraction() -> Scalar:
             raise ValueError("out of range")
         return value
 
-    return Scalar("number", "a number from 0 to 1", parse, substitute=0.0, is_number=True)
+    schema = {"type": "number", "minimum": 0, "maximum": 1}
+    return Scalar("number", "a number from 0 to 1", parse, substitute=0.0, is_number=True, schema=schema)
 
 
 def matching(type_name: str, expected: str, pattern: re.Pattern[str]) -> Scalar:
@@ -143,7 +147,7 @@ def matching(type_name: str, expected: str, pattern: re.Pattern[str]) -> Scalar:
             raise ValueError("no match")
         return text
 
-    return Scalar(type_name, expected, parse)
+    return Scalar(type_name, expected, parse, schema=like(pattern))
 
 
 def _workers(text: str) -> int:
@@ -211,14 +215,36 @@ def _cluster_key(text: str) -> str:
 
 
 REGION: Final = matching("name", "a name of 1 to 32 of a-z 0-9 -", REGION_NAME)
-CLUSTER: Final = Scalar("cluster name", "a cluster name of 1 to 63 of a-z 0-9 _ . -", cluster_name)
-LISTENER: Final = Scalar("address", "an address such as 0.0.0.0:8080", units.listener, substitute=Address("", 0))
-ENDPOINT: Final = Scalar("host:port", "host:port such as 10.1.0.4:9000", _endpoint, substitute=Address("", 0))
-GATEWAY: Final = Scalar("host:port", "host:port such as gw.eu.internal:8082", units.endpoint, Address("", 0))
-PUBLIC: Final = Scalar("URL template", "a URL such as https://{tenant}.eu.example.com", _public)
-NETWORK: Final = Scalar("network", "a network such as 10.20.0.0/24", units.network)
+CLUSTER: Final = Scalar(
+    "cluster name", "a cluster name of 1 to 63 of a-z 0-9 _ . -", cluster_name, schema=like(_CLUSTER)
+)
+_CLUSTER_NAME: Final = Scalar("cluster name", CLUSTER.expected, _cluster_key, schema=like(_CLUSTER_KEY))
+LISTENER: Final = Scalar(
+    *("address", "an address such as 0.0.0.0:8080", units.listener), Address("", 0), schema=like(units.LISTENER_LIKE)
+)
+ENDPOINT: Final = Scalar(
+    *("host:port", "host:port such as 10.1.0.4:9000", _endpoint), Address("", 0), schema=like(units.ENDPOINT_LIKE)
+)
+GATEWAY: Final = Scalar(
+    *("host:port", "host:port such as gw.eu.internal:8082", units.endpoint),
+    Address("", 0),
+    schema=like(units.ENDPOINT_LIKE),
+)
+PUBLIC: Final = Scalar(
+    "URL template", "a URL such as https://{tenant}.eu.example.com", _public, schema=like(r"https?://[^/?#@\\\s]+")
+)
+NETWORK: Final = Scalar(
+    "network", "a network such as 10.20.0.0/24", units.network, schema=like(r"[0-9A-Fa-f.:]+(?:/[0-9.]+)?")
+)
 HOP_KEY: Final = Scalar(
-    f"text of at least {KEY_BYTES_MIN} bytes", f"a key of at least {KEY_BYTES_MIN} bytes", hop_key, secret=True
+    f"text of at least {KEY_BYTES_MIN} bytes",
+    f"a key of at least {KEY_BYTES_MIN} bytes",
+    hop_key,
+    secret=True,
+    schema={
+        "type": ["string", "number"],
+        "pattern": f"^[\\s\\S]{{{KEY_BYTES_MIN // 4},}}$",
+    },  # a character: 1 to 4 bytes
 )
 ACTOR: Final = matching("name", "a name of 1 to 64 of A-Z a-z 0-9 . _ @ -", _ACTOR)
 TOKEN: Final = Scalar(
@@ -226,16 +252,28 @@ TOKEN: Final = Scalar(
     f"a token of at least {TOKEN_CHARS_MIN} of A-Z a-z 0-9 - . _ ~ + /",
     bearer_token,
     secret=True,
+    schema={"type": ["string", "number"], "pattern": f"^[A-Za-z0-9._~+/=-]{{{TOKEN_CHARS_MIN},{TOKEN_CHARS_MAX}}}$"},
 )
-ADMIN_HOST: Final = Scalar("host", "a host name or an address, without port", _admin_host)
+ADMIN_HOST: Final = Scalar(
+    "host", "a host name or an address, without port", _admin_host, schema=like(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+)
 PREFIX: Final = matching("path", "a path prefix such as /api/, without query", _PATH)
 PROBE: Final = matching("path", "a path such as /healthz, without query", _PATH)
 CHECK_PATH: Final = matching("path", "a path such as /healthz", _TARGET)
 WORKERS: Final = Scalar(
-    f"`auto` or a whole number from 1 to {WORKERS_MAX}", f"auto or a whole number from 1 to {WORKERS_MAX}", _workers, 1
+    f"`auto` or a whole number from 1 to {WORKERS_MAX}",
+    f"auto or a whole number from 1 to {WORKERS_MAX}",
+    _workers,
+    1,
+    schema={
+        "anyOf": [
+            {"type": "string", "pattern": "^(?:auto|[1-9][0-9]{0,2})$"},
+            {"type": "integer", "minimum": 1, "maximum": WORKERS_MAX},
+        ]
+    },
 )
 FILTER_PATHS: Final = Items(FilePath(), distinct=True)
-FILTER: Final = Scalar("filter name", f"a filter: one of {', '.join(FILTERS)}", _filter)
+FILTER: Final = Scalar("filter name", f"a filter: one of {', '.join(FILTERS)}", _filter, schema=like(_FILTER_NAME))
 MISROUTE: Final = Choice({m.value: m for m in Misroute})
 
 
@@ -423,7 +461,7 @@ _MAP: Final = {
     "source": Key(Choice({"yaml": "yaml"}, later=("redis",)), "`yaml`: `file` is watched.", "yaml"),
     "file": Key(FilePath(), "The tenants file.", "tenants.yaml"),
     "loss_guard": Key(
-        Scalar("percentage", "a percentage such as 5%", units.percent, 0.0),
+        Scalar("percentage", "a percentage such as 5%", units.percent, 0.0, schema=like(units.PERCENT)),
         "A change that removes more than this share and at least 10 tenants, or all of them, is not applied.",
         "5%",
     ),
@@ -504,7 +542,7 @@ ROOT: Final = Record(
         "hop_keys": Key(Items(HOP_KEY, distinct=True), "Sign what gateways say to each other; the first signs, all "
                         "verify. Required with more than one region unless `misroute: external`.", "[]"),
         "clusters": Key(
-            Named(Scalar("cluster name", CLUSTER.expected, _cluster_key), APP_CLUSTER, _gateways_kind, "<cluster>"),
+            Named(_CLUSTER_NAME, APP_CLUSTER, _gateways_kind, "<cluster>"),
             "Where requests go: applications, and settings for other regions' gateways (`region:*`, `region:NAME`).",
             "{}",
         ),

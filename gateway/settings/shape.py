@@ -8,6 +8,7 @@ mistake at once. The documentation, the JSON Schema and the walk read the same t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
@@ -87,7 +88,8 @@ def found_in(node: Node, secret: bool) -> str:
 class Scalar:
     """A text and the function that understands it, with `ValueError` or, where it knows more, `Wanted`.
 
-    `is_number`: quotes make it a text, which is another type.
+    `is_number`: quotes make it a text, which is another type. `schema` is for editors (JSON Schema): it may take what
+    `parse` refuses, never refuse what that takes.
     """
 
     type_name: str
@@ -96,6 +98,7 @@ class Scalar:
     substitute: object = ""
     secret: bool = False
     is_number: bool = False
+    schema: Mapping[str, object] = field(default_factory=dict)
 
     def read(self, walk: Walk, node: Node, path: Path) -> object:
         if not isinstance(node, Leaf) or node.is_null:
@@ -115,6 +118,15 @@ class Scalar:
 
     def stand_in(self) -> object:
         return self.substitute
+
+
+def like(pattern: re.Pattern[str] | str) -> dict[str, object]:
+    """The `schema` of a text by its pattern, which is anchored here. A name may look like a number or a boolean."""
+    text = (pattern if isinstance(pattern, str) else pattern.pattern).removesuffix(r"\Z")
+    whole = re.compile(rf"(?:{text})\Z")
+    kinds = {"number": "7", "boolean": "true"}
+    types = ["string", *(kind for kind, example in kinds.items() if whole.match(example))]
+    return {"type": types if len(types) > 1 else "string", "pattern": f"^(?:{text})$"}
 
 
 @dataclass(frozen=True, slots=True)

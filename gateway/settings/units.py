@@ -8,11 +8,11 @@ from typing import Final
 
 from gateway.settings.schema import Address
 
-_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)\Z")
+DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)\Z")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB)\Z")
+SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB)\Z")
 BYTES: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
-_PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%\Z")
+PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%\Z")
 _WHOLE: Final = re.compile(r"[0-9]{1,18}\Z")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?\Z")
 _PORT: Final = re.compile(r"[0-9]{1,5}\Z")
@@ -23,13 +23,17 @@ class Wanted(ValueError):
     """A value that is not acceptable, with what was expected instead, written to follow "expected …"."""
 
 
+ENDPOINT_LIKE: Final = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}"
+LISTENER_LIKE: Final = r"(?:\[[0-9A-Fa-f:.]+\]|[0-9.]+|[Ll][Oo][Cc][Aa][Ll][Hh][Oo][Ss][Tt]):[0-9]{1,5}"
+"""What an address looks like, for editors: looser than `address`, which knows which numbers are one."""
+
 HOST_CHARS_MAX: Final = 253
 """RFC 1035, 2.3.4, in text form without the final dot."""
 
 
 def duration(text: str) -> float:
     """`250ms`, `1.5s`, `2m`, `1h` in seconds."""
-    match = _DURATION.match(text)
+    match = DURATION.match(text)
     if not match:
         raise ValueError("no duration")
     number, unit = match.groups()
@@ -38,7 +42,7 @@ def duration(text: str) -> float:
 
 def size(text: str) -> int:
     """`512B`, `64KiB`, `8MiB`, `1GiB` in bytes."""
-    match = _SIZE.match(text)
+    match = SIZE.match(text)
     if not match:
         raise ValueError("no size")
     return int(match[1]) * BYTES[match[2]]
@@ -46,7 +50,7 @@ def size(text: str) -> int:
 
 def percent(text: str) -> float:
     """`5%` as a fraction from 0 to 1."""
-    match = _PERCENT.match(text)
+    match = PERCENT.match(text)
     if not match or float(match[1]) > 100:
         raise ValueError("no percentage")
     return float(match[1]) / 100
