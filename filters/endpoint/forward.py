@@ -32,9 +32,9 @@ class ForwardFilter:
             exchange.request.host_field = exchange.view.token.encode()
             exchange.forwarded.append(b"Host: " + exchange.request.host_field)
         if decision.kind is Kind.LOCAL:
-            exchange.forwarded.append(self._tenant_fields(exchange))
+            exchange.destination = self._tenant_fields(exchange)
         else:
-            exchange.forwarded.append(b"Gateway-Hop: " + self._hop(exchange, decision.region, decision.reason))
+            exchange.destination = b"Gateway-Hop: " + self._hop(exchange, decision.region, decision.reason)
         return Forward(decision.cluster, decision.reason)
 
     def _tenant_fields(self, exchange: Exchange) -> bytes:
@@ -65,14 +65,14 @@ class ForwardFilter:
             placement or unknown_placement(exchange.tenant, exchange.home),
             to=to,
             reason=reason,
-            deadline_s=cluster.timeouts.response,
+            deadline_s=cluster.timeouts.response - exchange.waited_s,
             ts=exchange.wall_ms() // 1000,
             method=request.method,
             target=request.target,
             host=request.host_field,
             forwarded_for=exchange.forwarded_for,
             request_id=exchange.request_id.encode("latin-1"),
-            recorded=placement is not None,
+            recorded=placement is not None and exchange.recorded,
         )
         exchange.hop_signature = signature_of(field)
         return field

@@ -10,19 +10,11 @@ from gateway.core.exchange import Exchange
 from gateway.core.filtering import Answer
 from gateway.core.hop import Hop, decide_hop, sign_verdict
 from gateway.core.placement import Placement
-from gateway.core.routing import Decision, Kind, decide
+from gateway.core.routing import ENDPOINTS, Decision, Kind, decide
 from gateway.core.view import View
 
 TENANTS_MAX: Final = 4096
 """Tenants whose decision is remembered, for as long as neither their record nor the View changes."""
-
-_ENDPOINTS: Final = {
-    Kind.LOCAL: "forward",
-    Kind.INTERNAL_REDIRECT: "forward",
-    Kind.EXTERNAL_REDIRECT: "redirect",
-    Kind.HOLD: "reply",
-    Kind.REJECT: "reply",
-}
 
 
 class RegionFilter:
@@ -37,12 +29,15 @@ class RegionFilter:
 
     def __call__(self, exchange: Exchange) -> Answer | None:
         services = exchange.services
+        view = exchange.view
         placement = services.placement(exchange.tenant)
-        exchange.placement = placement
         if exchange.hop is not None:
+            exchange.placement = placement
             self._judge(exchange, exchange.hop)
             return None
-        view = exchange.view
+        if services.overrides.items:  # another region's gateway knew better, and the map has not caught up
+            placement = services.overrides.over(exchange.tenant, placement, view.unknown, exchange.started)
+        exchange.placement = placement
         known = self._known.get(exchange.tenant)
         if known is not None and known[0] is placement and known[1] is view:
             decision = known[2]
@@ -50,7 +45,7 @@ class RegionFilter:
             decision = self._decide(exchange, placement)
         exchange.decision = decision
         exchange.reason = decision.reason
-        exchange.endpoint = "forward" if decision.kind is Kind.LOCAL else _ENDPOINTS[decision.kind]
+        exchange.endpoint = "forward" if decision.kind is Kind.LOCAL else ENDPOINTS[decision.kind]
         if placement is not None:
             exchange.version = placement.version
             exchange.home = placement.home
@@ -85,7 +80,7 @@ class RegionFilter:
         exchange.reason = judged.decision.reason
         exchange.version = judged.version
         exchange.home = judged.home
-        exchange.endpoint = _ENDPOINTS[judged.decision.kind]
+        exchange.endpoint = ENDPOINTS[judged.decision.kind]
         if judged.verdict is not None:
             exchange.verdict = sign_verdict(view.hop_keys, hop.sig, judged.verdict)
         if judged.detail:

@@ -13,6 +13,7 @@ from gateway.core.placement import NO_VERSION, Placement, Version
 
 if TYPE_CHECKING:
     from gateway.core.errors import Flag
+    from gateway.core.following import Overrides
     from gateway.core.hop import Hop
     from gateway.core.http1.head import Request, Response
     from gateway.core.routing import Decision
@@ -26,6 +27,11 @@ class Services(Protocol):
     @property
     def memo(self) -> Memo:
         """What `tenancy.resolve` remembers of Hosts, for as long as this View and map stand."""
+        ...
+
+    @property
+    def overrides(self) -> Overrides:
+        """What other regions' gateways knew better than the map."""
         ...
 
     def map_complete(self) -> bool:
@@ -69,8 +75,10 @@ class Exchange:
     """One request's typed context. Times: `started` is monotonic seconds, `wall_ms` gives Unix milliseconds.
 
     `listener` is `http` or `hop`; `forwarded` collects the fields that filters add for the application, as whole
-    lines without CRLF (one item may hold several). `endpoint` names the endpoint filter that answers; `flag` is set
-    when the gateway itself did. What is not known yet is a class attribute: making one costs nine stores, not thirty.
+    lines without CRLF (one item may hold several); `destination` are those that depend on where it goes, written anew
+    when that changes. `placement` is the record decided by (`recorded` false: from no map); `waited_s` is what peers
+    have used up of the time to answer. `endpoint` names the endpoint filter that answers; `flag` is set when the
+    gateway itself did. What is not known yet is a class attribute: making one costs nine stores, not thirty.
     """
 
     client = ""
@@ -79,6 +87,7 @@ class Exchange:
     hop: Hop | None = None
     resolved: Resolved | None = None
     placement: Placement | None = None
+    recorded = True
     version: Version = NO_VERSION
     home = ""
     decision: Decision | None = None
@@ -87,7 +96,9 @@ class Exchange:
     reason = ""
     scheme: str | None = None
     forwarded_for = b""
+    destination = b""
     hop_signature = ""
+    waited_s = 0.0
     verdict = b""
     response: Response | None = None
     status = 0

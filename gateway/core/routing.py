@@ -45,6 +45,16 @@ class Kind(StrEnum):
     REJECT = "reject"
 
 
+ENDPOINTS: Final = {
+    Kind.LOCAL: "forward",
+    Kind.INTERNAL_REDIRECT: "forward",
+    Kind.EXTERNAL_REDIRECT: "redirect",
+    Kind.HOLD: "reply",
+    Kind.REJECT: "reply",
+}
+"""The endpoint filter that carries each of them out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """`region` serves, or would; `cluster` is where to forward (`region:NAME` for another region's gateways).

@@ -1,23 +1,34 @@
-"""What gateways say to each other about a hop: signed verdicts, and refusals.
+"""What gateways say to each other about a hop, and what the entry gateway does next: it follows verdicts.
 
-Verdicts are read and reported, not followed yet: the client gets 503 `region_disagrees`.
+What to do is decided in `core.following`; here it is carried out: the record and the decision of the exchange change,
+and its endpoint filter runs again, so that a second hop is signed anew.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.core.exchange import Exchange
+from gateway.core.following import Event, Trail, flag_of
+from gateway.core.following import follow as next_step
 from gateway.core.hop import Hop, Serve, Unavailable, Verdict, judge, read_verdict, sign_verdict, unavailable
 from gateway.core.http1.head import Response
+from gateway.core.routing import ENDPOINTS, Kind, unknown_placement
+
+if TYPE_CHECKING:
+    from gateway.proxy.relay import Relay
+
+HOP_MARGIN_S: Final = 0.5
+"""What is left of a hop's deadline for the way back (DESIGN 5.4). With less than that left, there is no next hop."""
 
 
 class PeerRefusal(NamedTuple):
-    """`flag` and `detail` for the client, `outcome` for `landbridge_hops_total`."""
+    """`flag` and `detail` for the client, `outcome` for `landbridge_hops_total`; `verdict` where it can be followed."""
 
     flag: str
     detail: str
     outcome: str
+    verdict: Verdict | Unavailable | None = None
 
 
 def read_refusal(response: Response, exchange: Exchange) -> PeerRefusal | None:
@@ -30,14 +41,61 @@ def read_refusal(response: Response, exchange: Exchange) -> PeerRefusal | None:
         verdict = read_verdict(exchange.view.hop_keys, exchange.hop_signature, fields[b"gateway-verdict"])
     refused = fields.get(b"gateway-refused", b"")
     if response.status == 421 and isinstance(verdict, Verdict):
-        return PeerRefusal("region_disagrees", f"the tenant has moved to {verdict.home}", "redirected")
+        return PeerRefusal("region_disagrees", f"the tenant has moved to {verdict.home}", "redirected", verdict)
     if response.status == 503 and isinstance(verdict, Unavailable):
-        return PeerRefusal("cluster_unavailable", "the application is unavailable in its region", "unavailable")
+        detail = "the application is unavailable in its region"
+        return PeerRefusal("cluster_unavailable", detail, "unavailable", verdict)
     if response.status == 508 and refused == b"loop":
         return PeerRefusal("region_disagrees", "the regions' maps differ", "loop")
     if response.status == 403 and refused == b"hop_rejected":
         return PeerRefusal("peer_refused", "", "refused")
     return None
+
+
+def refused(relay: Relay, region: str, refusal: PeerRefusal) -> None:
+    """A peer did not take this request: go by its verdict, or tell the client."""
+    if refusal.verdict is None:
+        relay.refuse(refusal.flag, refusal.detail)
+        return
+    exchange, worker = relay.exchange, relay.worker
+    if isinstance(refusal.verdict, Verdict):
+        worker.overrides.put(exchange.tenant, refusal.verdict, worker.now())
+        worker.meters.gauge(worker.meters.overrides, len(worker.overrides.items))
+    if relay.asked_at:
+        exchange.waited_s += worker.now() - relay.asked_at
+    follow(relay, refusal.verdict, region, refusal.detail)
+
+
+def follow(relay: Relay, event: Event, region: str, detail: str) -> None:
+    """Go on after `event`, or refuse with what it leaves: also when an application may have the request already, and
+    when its body is gone and cannot be sent again."""
+    exchange = relay.exchange
+    resolved = exchange.resolved
+    if relay.in_doubt or relay.body is None or resolved is None:
+        relay.refuse(flag_of(event), detail)
+        return
+    view, record = exchange.view, exchange.placement
+    if record is None:
+        record = unknown_placement(exchange.tenant, exchange.home)
+        exchange.recorded = False
+    trail = Trail(record, exchange.recorded, relay.sends, relay.struck)
+    step = next_step(event, region, trail, exchange.request, resolved, view, exchange.scheme)
+    decision, trail = step.decision, step.trail
+    if decision.kind is Kind.INTERNAL_REDIRECT:
+        cluster = view.clusters.get(decision.cluster)
+        if cluster is None or cluster.timeouts.response - exchange.waited_s <= HOP_MARGIN_S:
+            relay.refuse(flag_of(event), detail)
+            return
+    elif decision.kind is Kind.REJECT:
+        relay.refuse(decision.flag, detail)
+        return
+    relay.struck = trail.struck
+    exchange.placement, exchange.recorded = trail.record, trail.recorded
+    exchange.version, exchange.home = trail.record.version, trail.record.home
+    exchange.decision, exchange.reason = decision, decision.reason
+    exchange.endpoint = ENDPOINTS[decision.kind]
+    relay.tried = ()
+    relay.answer()
 
 
 def add_unavailable(exchange: Exchange, hop: Hop) -> None:

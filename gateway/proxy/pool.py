@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.core.balancing import least_request
 from gateway.core.errors import GatewayError
 from gateway.core.view import Cluster, Endpoint
+from gateway.proxy import forwarding
 from gateway.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class ClusterPool:
             relay.connecting = None
             if isinstance(error, OSError) or relay.timed_out:
                 self._failed(pool)
-                relay.connect_failed(pool)
+                forwarding.connect_failed(relay, pool)
                 return
             raise
         relay.connecting = None
@@ -182,7 +183,7 @@ class ClusterPool:
         if relay.over:  # the client left meanwhile: the connection is as good as any pooled one
             pool.release(up, self.worker.now())
         else:
-            relay.connected(up)
+            forwarding.connected(relay, up)
 
     def _failed(self, pool: EndpointPool) -> None:
         pool.failures += 1
@@ -196,7 +197,7 @@ class ClusterPool:
             relay = self.waiting.popleft()
             if not relay.over:
                 up.pool.busy += 1
-                relay.connected(up)
+                forwarding.connected(relay, up)
                 return
         up.deadline = now + self.config.timeouts.idle
         up.pool.idle.append(up)
@@ -210,7 +211,7 @@ class ClusterPool:
             try:
                 self._open(self._choose(relay, self.worker.now()), relay)
             except GatewayError as error:
-                relay.refuse(error.flag.name, error.detail)
+                forwarding.not_acquired(relay, self, error)
 
     def forget(self, relay: Relay) -> None:
         """The exchange ended while it waited."""

@@ -15,30 +15,29 @@ from gateway.core.errors import FLAGS, GatewayError
 from gateway.core.exchange import Exchange
 from gateway.core.filtering import Answer, Forward, Park, Respond
 from gateway.core.http1.body import chunk, last_chunk
-from gateway.core.http1.head import CHUNKED, Request, Response
-from gateway.core.retry import REPLAY_BYTES_MAX, Failure, may_retry
-from gateway.core.view import Cluster
-from gateway.proxy import answers, hops
+from gateway.core.http1.head import Request, Response
+from gateway.core.retry import Failure
+from gateway.proxy import answers, forwarding, hops
 
 if TYPE_CHECKING:
     from gateway.proxy.downstream import Downstream
-    from gateway.proxy.pool import ClusterPool, EndpointPool
+    from gateway.proxy.pool import ClusterPool
     from gateway.proxy.upstream import Upstream
     from gateway.proxy.worker import Worker
 
 _log = logging.getLogger("landbridge.relay")
-HOP_MARGIN_S: Final = 0.5
-"""What is left of a hop's deadline for the way back (DESIGN 5.4)."""
 CLIENT_GONE: Final = 499
 """In log and metrics only, after nginx: the client left before there was an answer."""
-CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Relay:
     """`over` once the client has its answer or is gone. `deadline` is for connecting, waiting and parking.
 
     `body` are the request's body bytes as they go out (re-framed when chunked), None once too many to send again.
-    `request_sent`: the body has ended, whether or not a connection exists yet.
+    `request_sent`: the body has ended, whether or not a connection exists yet; until a peer's 100 comes (`awaits_100`)
+    that is `withheld` instead.
+    `sends` are the hops written, `struck` the regions that cannot serve; `in_doubt`: a try may have reached somebody
+    without an answer; `asked_at` (monotonic seconds): since when the peer owes one, 0 while it does not.
     """
 
     up: Upstream | None = None
@@ -49,7 +48,14 @@ class Relay:
     task: asyncio.Task[None] | None = None
     deadline = 0.0
     sent_at = 0.0
+    asked_at = 0.0
     request_sent = False
+    awaits_100 = False
+    withheld = False
+    in_doubt = False
+    sends = 0
+    struck: frozenset[str] = frozenset()
+    tries_left = 0
     started = False
     continued = False
     keep_after = False
@@ -57,7 +63,6 @@ class Relay:
     parked = False
     timed_out = False
     broken: tuple[str, ...] = ()
-    _tries_left = 0
 
     def __init__(self, worker: Worker, down: Downstream, exchange: Exchange) -> None:
         self.worker = worker
@@ -73,7 +78,7 @@ class Relay:
         step: Any = None
         try:
             if chain.is_async:
-                self._hold_body()
+                self.hold_body()
                 self.task = self.worker.spawn(self._run_async())
                 return
             answer: Any = None
@@ -119,6 +124,18 @@ class Relay:
             self._broken(step)
             self.refuse("internal_error", "")
 
+    def answer(self) -> None:
+        """Run the endpoint filter again: a peer's verdict changed where the request goes."""
+        step: Any = self.worker.chain.endpoints[self.exchange.endpoint]
+        forwarding.withhold_no_more(self)
+        try:
+            self._execute(step(self.exchange))
+        except GatewayError as error:
+            self.refuse(error.flag.name, error.detail)
+        except Exception:
+            self._broken(step)
+            self.refuse("internal_error", "")
+
     def _broken(self, step: Any) -> None:
         """A filter (or this relay) has a bug: this request pays for it, no other one does."""
         name = getattr(step, "name", "relay")
@@ -139,7 +156,7 @@ class Relay:
 
     def _execute(self, answer: Answer) -> None:
         if isinstance(answer, Forward):
-            self._forward(answer)
+            forwarding.forward(self, answer)
         elif isinstance(answer, Respond):
             self.respond(answer.status, answer.fields, answer.body)
         else:
@@ -148,130 +165,27 @@ class Relay:
     def _park(self, answer: Park) -> None:
         self.parked = True
         self.deadline = answer.until
-        self._hold_body()
+        self.hold_body()
 
-    def _hold_body(self) -> None:
+    def hold_body(self) -> None:
         """Nothing takes the body yet: leave it in the kernel."""
         if not self.request_sent:
             self.down.hold_reading(True)
 
-    # ---- towards the application
-
-    def _forward(self, answer: Forward) -> None:
-        exchange = self.exchange
-        request = exchange.request
-        cluster = self.worker.cluster(answer.cluster)
-        self.cluster = cluster
-        exchange.cluster = answer.cluster
-        lines = [b"%b %b HTTP/1.1" % (request.method, request.target), *request.kept, *exchange.forwarded]
-        if request.length == CHUNKED:
-            lines.append(b"Transfer-Encoding: chunked")
-        if request.upgrade:
-            lines.append(b"Connection: upgrade\r\nUpgrade: websocket")
-        if request.expect and cluster.config.region is not None and not self.request_sent:
-            lines.append(b"Expect: 100-continue")
-        lines.append(b"\r\n")
-        self.head = b"\r\n".join(lines)
-        self._tries_left = cluster.config.retries
-        self._acquire(cluster)
-
-    def _acquire(self, cluster: ClusterPool) -> None:
-        now = self.worker.now()
-        up = cluster.acquire(self, now)
-        if up is not None:
-            self.connected(up)
-        else:
-            self._hold_body()
-
-    def connected(self, up: Upstream) -> None:
-        """A connection for this exchange: send what there is."""
-        now = self.worker.now()
-        self.deadline = 0.0
-        self.up = up
-        self.sent_at = now
-        config = up.pool.cluster.config
-        body = self.body
-        assert body is not None
-        data = self.head if not body else b"".join((self.head, *body))
-        if self.request_sent:
-            up.begin(self, data, now + self._response_s(config))
-            return
-        up.begin(self, data, 0.0)
-        self.down.hold_reading(False)
-        if self.exchange.request.expect and config.region is None:
-            self._continue()
-
-    def _response_s(self, config: Cluster) -> float:
-        """Seconds until the head must be here; over a hop, before the sender's own patience ends."""
-        own, hop = config.timeouts.response, self.exchange.hop
-        return own if hop is None else max(0.1, min(own, hop.deadline_s - HOP_MARGIN_S))
-
-    def _continue(self) -> None:
-        """100 once admitted (RFC 9110, 10.1.1), unless the body is on its way already."""
-        if not self.continued and not self.body and not self.started:
-            self.continued = True
-            self.down.write(CONTINUE)
-
     def request_data(self, data: bytes) -> None:
-        """More body, framed as it goes out."""
-        body = self.body
-        if self.up is None:
-            if body is not None:  # nothing is read while no connection exists; this is what was already here
-                body.append(data)
-            return
-        if body is not None:
-            body.append(data)
-            if sum(map(len, body)) > REPLAY_BYTES_MAX:
-                self.body = None
-        if self.up.transport is not None:
-            self.up.transport.write(data)
+        """More body from the client, framed as it goes out."""
+        forwarding.request_data(self, data)
 
     def request_end(self, data: bytes) -> None:
         """The body's last bytes, framed."""
-        self.request_sent = True
-        if data:
-            self.request_data(data)
-        if self.up is not None and not self.started:
-            self.up.deadline = self.worker.now() + self._response_s(self.up.pool.cluster.config)
-
-    def connect_failed(self, pool: EndpointPool) -> None:
-        """No connection could be made to this endpoint: nothing was written, another may be tried."""
-        if self.over:
-            return
-        self.worker.meters.upstream(pool.cluster.name, "connect_failed")
-        self.tried += (pool.endpoint.key,)
-        self.timed_out = False
-        if self._retry(Failure.CONNECT, pool.cluster):
-            return
-        if pool.cluster.config.region is not None:
-            self.worker.meters.hop(pool.cluster.config.region, "error")
-            self.refuse("region_unreachable", f"no gateway of {pool.cluster.config.region} could be connected")
-        elif self.exchange.hop is not None:
-            self.refuse("cluster_unavailable", "no endpoint of the application could be connected")
-        else:
-            self.refuse("upstream_connect", "")
-
-    def _retry(self, failure: Failure, cluster: ClusterPool) -> bool:
-        request = self.exchange.request
-        wrote = failure is not Failure.CONNECT
-        if not may_retry(failure, request.method, wrote, self.body is not None, self._tries_left):
-            return False
-        self._tries_left -= 1
-        self.up = None
-        self.worker.meters.retry(cluster.name)
-        try:
-            self._acquire(cluster)
-        except GatewayError as error:
-            self.refuse(error.flag.name, error.detail)
-        return True
+        forwarding.request_end(self, data)
 
     # ---- from the application
 
     def interim(self, response: Response) -> None:
-        """100 lets the client send its body when the peer said so; other 1xx pass on to clients that know them."""
+        """100 lets the body go; other 1xx pass on to clients that know them."""
         if response.status == 100:
-            if self.exchange.request.expect and not self.request_sent:
-                self._continue()
+            forwarding.continued(self)
         elif self.exchange.request.version == 11:
             self.down.write(b"\r\n".join([response.start, *response.kept, b"\r\n"]))
 
@@ -286,8 +200,11 @@ class Relay:
             refusal = hops.read_refusal(response, exchange)
             worker.meters.hop(region, "served" if refusal is None else refusal.outcome)
             if refusal is not None:
-                self._peer_refused(refusal)
+                self._let_go()
+                hops.refused(self, region, refusal)
                 return
+            if self.awaits_100 and not self.withheld:  # answered without the body, which nobody will take now
+                self.down.keep_alive = False
         request, down = exchange.request, self.down
         exchange.response = response
         exchange.status = response.status
@@ -320,10 +237,6 @@ class Relay:
             lines.append(b"Transfer-Encoding: chunked")
         else:
             self.down.keep_alive = False
-
-    def _peer_refused(self, refusal: hops.PeerRefusal) -> None:
-        self._let_go()
-        self.refuse(refusal.flag, refusal.detail)
 
     def response_data(self, data: bytes) -> None:
         """Body bytes."""
@@ -360,6 +273,8 @@ class Relay:
         ]
         self.started = True
         self.worker.meters.upstream_done(up.pool.cluster.name, 101, self.worker.now() - self.sent_at)
+        if up.pool.cluster.config.region is not None:
+            self.worker.meters.hop(up.pool.cluster.config.region, "served")
         self.down.write(b"\r\n".join(lines) + rest)
         exchange.bytes_out += len(rest)
         self.down.tunnel()
@@ -391,7 +306,7 @@ class Relay:
             self._cut("upstream_reset")
         else:
             self.worker.meters.upstream(up.pool.cluster.name, "reset")
-            if up.reused and self._retry(Failure.STALE, up.pool.cluster):
+            if up.reused and forwarding.retry(self, Failure.STALE, up.pool.cluster):
                 return
             self._hop_error(up)
             self.refuse("upstream_reset", "")
@@ -453,7 +368,7 @@ class Relay:
             return
         row = FLAGS[flag]
         self.exchange.flag = row
-        if flag == "cluster_unavailable" and self.exchange.hop is not None:
+        if flag == "cluster_unavailable" and self.exchange.hop is not None and not self.in_doubt:
             hops.add_unavailable(self.exchange, self.exchange.hop)
         if not self.exchange.request_id:
             self.exchange.request_id = self.worker.random_id()
@@ -470,7 +385,10 @@ class Relay:
         exchange.status = status
         self._outbound()
         lines = [response.start, *response.kept, *response.added]
-        if not (exchange.request.keep_alive and down.keep_alive and self.request_sent) or self.worker.leaving:
+        if (
+            not (exchange.request.keep_alive and down.keep_alive and (self.request_sent or self.withheld))
+            or self.worker.leaving
+        ):
             down.keep_alive = False
             lines.append(b"Connection: close")
         elif exchange.request.version == 10:

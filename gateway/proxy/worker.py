@@ -23,6 +23,7 @@ from gateway.bus.stats import StatsFile
 from gateway.core.errors import GatewayError
 from gateway.core.exchange import Exchange
 from gateway.core.filtering import Chain, without
+from gateway.core.following import Overrides
 from gateway.core.http1.fields import FieldTable, response_table
 from gateway.core.peering import PeerAnswer, PeerMap, encode_answer
 from gateway.core.placement import Placement
@@ -83,6 +84,7 @@ class Worker:
         self._placements: Bounded[str, Placement | None] = Bounded(PLACEMENTS_MAX)
         self._owners: Bounded[str, str | None] = Bounded(HOSTS_MAX)
         self.memo: Memo = {}
+        self.overrides = Overrides()
         self._complete = False
         self._transaction = 0
         self._map_moved_at: float | None = None
@@ -305,6 +307,9 @@ class Worker:
         if now >= self._next_map_check:
             self._next_map_check = now + MAP_CHECK_S
             self._check_map(now)
+            if self.overrides.items:
+                self.overrides.expire(now)
+            self.meters.gauge(self.meters.overrides, len(self.overrides.items))
 
     def _expired(self, up: Upstream) -> None:
         up.deadline = 0.0
