@@ -58,6 +58,21 @@ class ConfigState(msgspec.Struct, frozen=True, kw_only=True):
     last_reload: Attempt | None
 
 
+class RemovedFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """A filter of the operator's that a worker took out, because it kept failing; `error` is what it last raised."""
+
+    filter: str
+    worker: int
+    error: str
+
+
+class FilterState(msgspec.Struct, frozen=True, kw_only=True):
+    """Filters of the operator's: their files, and which of them are not asked any more."""
+
+    files: tuple[str, ...]
+    removed: tuple[RemovedFilter, ...]
+
+
 class MapState(msgspec.Struct, frozen=True, kw_only=True):
     """The tenant map, and how its source stands to it."""
 
@@ -88,6 +103,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     restarts: Restarts
     config: ConfigState
     map: MapState
+    filters: FilterState
 
 
 class PeerGateway(msgspec.Struct, frozen=True, kw_only=True):

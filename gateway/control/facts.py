@@ -46,7 +46,10 @@ class Processes(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Facts:
-    """`generation` numbers the last Configured or Conditions sent; `applied` is what each worker slot said it runs."""
+    """`generation` numbers the last Configured or Conditions sent; `applied` is what each worker slot said it runs.
+
+    `removed_filters` has (worker slot, filter) for each filter that a worker took out, and the error that it died of.
+    """
 
     program: str
     state_dir: Path
@@ -63,6 +66,7 @@ class Facts:
     generation: int = 0
     draining: bool = False
     applied: dict[int, int] = field(default_factory=dict)
+    removed_filters: dict[tuple[int, str], str] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:

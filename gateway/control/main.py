@@ -28,7 +28,16 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.bus.channel import Channel
-from gateway.bus.messages import Applied, Configured, ConnectFailures, FromWorker, Hello, MapChanged, MapUnreadable
+from gateway.bus.messages import (
+    Applied,
+    Configured,
+    ConnectFailures,
+    FilterRemoved,
+    FromWorker,
+    Hello,
+    MapChanged,
+    MapUnreadable,
+)
 from gateway.bus.server import BusPeer, BusServer
 from gateway.bus.stats import StatsFile
 from gateway.control.admin import make_app
@@ -37,7 +46,7 @@ from gateway.control.facts import Facts, Processes
 from gateway.control.health_checks import HealthChecks
 from gateway.control.map_file import MapFile
 from gateway.control.peer_probes import PeerProbes
-from gateway.control.reload import Configuration, Loaded, NoConfiguration, Outcome, starting_point
+from gateway.control.reload import FILE_CHANGED, Configuration, Loaded, NoConfiguration, Outcome, starting_point
 from gateway.control.resolve import Resolver, bare_names
 from gateway.control.sources.confirm import CONFIRMED_FILE
 from gateway.control.sources.yaml_file import YamlFile
@@ -94,7 +103,7 @@ class Control:
             judge=self.judge,
             resolver=self.resolver,
         )
-        self.config_watch = Watch(configuration.files, lambda: configuration.reload("file changed"))
+        self.config_watch = Watch(configuration.files, lambda: configuration.reload(FILE_CHANGED))
         self.tenants_watch = Watch(lambda: [tenants.path], lambda: tenants.reload("file changed"))
         self.confirmed_watch = Watch(lambda: [state_dir / CONFIRMED_FILE], self.confirmed)
         self.bus = BusServer(state_dir / "bus.sock", self.heard, self.connected)
@@ -296,12 +305,17 @@ class Control:
         match message:
             case Hello(slot=slot):
                 facts.applied.pop(slot, None)
+                facts.removed_filters = {key: why for key, why in facts.removed_filters.items() if key[0] != slot}
                 peer.send(Configured(facts.generation, facts.settings))
                 peer.send(facts.conditions)
                 peer.send(MapChanged(0, facts.writer.transaction(), generation=facts.writer.generation))
             case Applied(generation=generation):
                 if peer.hello is not None:
                     facts.applied[peer.hello.slot] = generation
+            case FilterRemoved(name=name, error=error):
+                if peer.hello is not None:
+                    facts.removed_filters[peer.hello.slot, name] = error
+                    LOG.error("worker %d took filter %s out: %s", peer.hello.slot, name, error)
             case MapUnreadable(why=why):
                 facts.map_file.suspect(why)
             case ConnectFailures(cluster=cluster, endpoint=endpoint, count=count):

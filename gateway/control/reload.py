@@ -2,7 +2,8 @@
 
 Control starts on `state_dir/config.last-good`, which the supervisor wrote after it had validated it. From then on the
 files are watched; what is valid and needs no new processes becomes the new configuration, everything else changes
-nothing and says so (log, metric, status). The disk is read and parsed in a thread, never in the event loop.
+nothing and says so (log, metric, status). The disk is read and parsed in a thread, never in the event loop. Filters
+of the operator's are tried in a child process, and then run by new workers, which the supervisor is asked for.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from gateway.settings.difference import compare
+from gateway.settings.difference import Difference, compare
+from gateway.settings.filter_check import check_filters
+from gateway.settings.filter_files import paths_of
 from gateway.settings.loader import Sources, decode_sources, encode_sources, load, read_sources, warnings_for
 from gateway.settings.problems import Invalid
 from gateway.settings.schema import Settings
@@ -24,6 +27,10 @@ from gateway.settings.schema import Settings
 LOG = logging.getLogger("landbridge.control")
 
 LAST_GOOD: Final = "config.last-good"
+
+FILTERS: Final = "filters."
+"""Keys whose change new workers take in; they read them from last-good."""
+FILE_CHANGED: Final = "file changed"
 
 APPLIED: Final = "applied"
 REFUSED: Final = "refused"
@@ -54,7 +61,11 @@ class Loaded(msgspec.Struct, frozen=True):
 
 def read_disk(path: Path, environ: Mapping[str, str]) -> Loaded:
     """Read and validate what is on disk now. Raises Invalid. Blocks."""
-    sources = read_sources(path, environ)
+    return load_all(read_sources(path, environ), environ)
+
+
+def load_all(sources: Sources, environ: Mapping[str, str]) -> Loaded:
+    """Validate what was read. Raises Invalid. Blocks for the time of the parsing."""
     settings = load(sources, environ)
     return Loaded(sources, settings, tuple(warnings_for(settings, sources)))
 
@@ -112,7 +123,8 @@ class Configuration:
     """What runs (`current`), and the way from the disk to it. One attempt at a time.
 
     `apply(settings)` makes new settings the gateway's; it is awaited before the attempt counts as done.
-    `ended(outcome)` hears of every attempt.
+    `ended(outcome)` hears of every attempt. `replace()` asks for new workers, which run other filters; without it a
+    change of filters is refused.
     """
 
     def __init__(
@@ -124,6 +136,7 @@ class Configuration:
         apply: Callable[[Settings], Awaitable[None]],
         ended: Callable[[Outcome], None],
         wall_ms: Callable[[], int],
+        replace: Callable[[], object] | None = None,
     ) -> None:
         self.path = path
         self.state_dir = state_dir
@@ -134,11 +147,19 @@ class Configuration:
         self._apply = apply
         self._ended = ended
         self._wall_ms = wall_ms
+        self._replace = replace
         self._lock = asyncio.Lock()
+        self._read = current.sources
+        self._echo = False
 
     def files(self) -> list[Path]:
-        """The files whose change is a reload: gateway.yaml and this region's overlay, there or not."""
-        return [self.path, self.path.parent / "regions" / f"{self.current.settings.region}.yaml"]
+        """The files whose change is a reload: gateway.yaml, this region's overlay, there or not, and all filters.
+
+        Filters by what the file on disk names, although it may have been refused: its mending is a change too.
+        """
+        filters = paths_of(dict.fromkeys((*self.current.sources.filters.patterns, *self._read.filters.patterns)))
+        overlay = self.path.parent / "regions" / f"{self.current.settings.region}.yaml"
+        return [self.path, overlay, *map(Path, filters)]
 
     async def catch_up(self) -> None:
         """After a start: take in what the disk says, unless it says what last-good says."""
@@ -154,15 +175,37 @@ class Configuration:
         """Read, validate, compare, apply; whether what is on disk now runs. `cause` is for the log and status."""
         async with self._lock:
             try:
-                loaded = await asyncio.to_thread(read_disk, self.path, self.environ)
+                sources = await asyncio.to_thread(read_sources, self.path, self.environ)
+                if self._is_echo(cause, sources):
+                    return not self.on_disk_differs
+                loaded = await asyncio.to_thread(load_all, sources, self.environ)
             except Invalid as error:
                 self._refuse(cause, problems_of(error))
                 return False
-            if problems := _cannot_change(self.path, self.current.settings, loaded.settings):
+            difference = compare(self.current.settings, loaded.settings)
+            problems: tuple[str, ...] = ()
+            if new_filters := [key for key in difference.code if key.startswith(FILTERS)]:
+                found = await asyncio.to_thread(check_filters, loaded.settings, sources.filters, self.environ)
+                problems = tuple(map(str, found.problems))
+                loaded = msgspec.structs.replace(loaded, warnings=(*loaded.warnings, *found.warnings))
+            problems += _cannot_change(self.path, difference, new_filters if self._replace else [])
+            if problems:
                 self._refuse(cause, problems)
                 return False
             await self._accept(cause, loaded)
+            if new_filters and self._replace is not None:
+                LOG.info("new filters (%s): new workers are asked for", ", ".join(new_filters))
+                self._replace()
             return True
+
+    def _is_echo(self, cause: str, sources: Sources) -> bool:
+        """Whether this is no change: other `filters.paths` are other watched files, which the watch takes for one."""
+        before, self._read = self._read, sources
+        if self._echo and cause == FILE_CHANGED and sources == before:
+            self._echo = False
+            return True
+        self._echo = self._echo or sources.filters.patterns != before.filters.patterns
+        return False
 
     async def _accept(self, cause: str, loaded: Loaded) -> None:
         try:
@@ -172,7 +215,8 @@ class Configuration:
             LOG.error("the new configuration runs, but cannot be kept for a restart: %s", error)
         for warning in loaded.warnings:
             LOG.warning("%s", warning)
-        changed = compare(self.current.settings, loaded.settings).data
+        difference = compare(self.current.settings, loaded.settings)
+        changed = difference.code + difference.data
         self.current = loaded
         self.on_disk_differs = False
         await self._apply(loaded.settings)
@@ -191,12 +235,12 @@ class Configuration:
         self._ended(outcome)
 
 
-def _cannot_change(path: Path, old: Settings, new: Settings) -> tuple[str, ...]:
-    """Why this change cannot be made in place, by key."""
-    difference = compare(old, new)
+def _cannot_change(path: Path, difference: Difference, with_new_workers: Collection[str]) -> tuple[str, ...]:
+    """Why this change cannot be made in place, by key; but for the keys that new workers will be asked for."""
     lines = [f"{path}: {key}: a change needs a new start of the gateway" for key in difference.restart]
     lines += [
         f"{path}: {key}: a change needs new workers, which a reload cannot start yet: restart the gateway"
         for key in difference.code
+        if key not in with_new_workers
     ]
     return tuple(lines)

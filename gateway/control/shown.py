@@ -50,6 +50,13 @@ def status(facts: Facts, now: float) -> answers.Status:
             last_reload=_attempt(current.last),
         ),
         map=map_status(facts),
+        filters=answers.FilterState(
+            files=tuple(file.path for file in settings.filter_files),
+            removed=tuple(
+                answers.RemovedFilter(filter=name, worker=slot, error=error)
+                for (slot, name), error in sorted(facts.removed_filters.items())
+            ),
+        ),
     )
 
 
