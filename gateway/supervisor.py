@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from gateway.children import SAID, Child, Phase, how_it_ended
 from gateway.holdings import CannotStart, Listeners, Lock, open_listeners, prepare_state_dir, write_last_good
+from gateway.map_check import MapCheck
 from gateway.settings.loader import decode_sources, load, read_sources
 from gateway.settings.problems import Invalid
 from gateway.settings.schema import DrainSettings, Settings
@@ -53,11 +54,15 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, 
 
 
 class Commands(NamedTuple):
-    """How the children are started (the options of their roles are appended), and how long a worker may take."""
+    """How the children are started (the options of their roles are appended), and how long a worker may take.
+
+    `check` looks at the map on disk before the first ones and after a death that a bad map makes; () is no check.
+    """
 
     worker: tuple[str, ...]
     control: tuple[str, ...]
     start_limit_s: float = START_LIMIT_S
+    check: tuple[str, ...] = ()
 
 
 def python_module(module: str) -> tuple[str, ...]:
@@ -101,6 +106,7 @@ class Supervisor:
         self.commands = commands
         self.given = environ
         self.environ = child_environ(environ)
+        self.map_check = MapCheck(commands.check, Path(settings.state_dir), self.environ, log)
         self.selector = selectors.DefaultSelector()
         self.control = Child("control", None)
         self.workers = [Child(f"worker {slot}", slot) for slot in range(settings.workers)]
@@ -132,8 +138,9 @@ class Supervisor:
 
     def _due(self, now: float) -> None:
         """Do what has come due: starts, kills of what is stuck, the steps of the drain."""
+        held = self.signalled is None and self.map_check.holds_starts(now)
         for child in self.children:
-            if child.phase is Phase.WAITING and child.due <= now:
+            if child.phase is Phase.WAITING and child.due <= now and not held:
                 self._spawn(child, now)
             elif child.phase is Phase.STARTING and child.slot is not None and child.due <= now:
                 self._kill(child, f"did not serve within {self.commands.start_limit_s:g} s")
@@ -155,7 +162,10 @@ class Supervisor:
 
     def _next(self, now: float) -> float | None:
         """Seconds until something comes due; None when only events can come."""
-        times = [c.due for c in self.children if c.phase is Phase.WAITING]
+        if self.map_check.is_running:
+            times = [self.map_check.deadline]
+        else:
+            times = [c.due for c in self.children if c.phase is Phase.WAITING]
         times += [w.due for w in self.workers if w.phase is Phase.STARTING]
         if self.signalled is not None:
             steps = (self.drain.grace + GRACE_MARGIN_S, self.drain.limit)
@@ -213,9 +223,12 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            if self.map_check.reaped(pid, status):
+                continue
             for child in self.children:
                 if child.process is not None and child.pid == pid:
                     child.process.returncode = os.waitstatus_to_exitcode(status)
+                    self.map_check.child_died(status)
                     self._died(child, how_it_ended(status), now)
 
     def _died(self, child: Child, how: str, now: float) -> None:
@@ -352,6 +365,7 @@ class Supervisor:
         elif number in (signal.SIGTERM, signal.SIGINT):
             if self.signalled is not None:
                 log(f"{signal.Signals(number).name} again: stopped at once")
+                self.map_check.stop()
                 for child in self.children:
                     self._kill(child, "is cut off")
                 return False
@@ -372,6 +386,7 @@ class Supervisor:
         grace, limit = self.drain.grace, self.drain.limit
         log(f"{signal.Signals(number).name}: draining, {grace:g} s of grace, {limit:g} s at most")
         self.lock.note("draining")
+        self.map_check.stop()
         for child in self.children:
             if child.phase is Phase.WAITING:
                 child.phase = Phase.GONE
@@ -412,7 +427,11 @@ def run(config_path: Path, environ: Mapping[str, str], commands: Commands | None
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return 2
-    commands = commands or Commands(python_module("gateway.proxy.main"), python_module("gateway.control.main"))
+    commands = commands or Commands(
+        python_module("gateway.proxy.main"),
+        python_module("gateway.control.main"),
+        check=python_module("gateway.store.check"),
+    )
     state_dir = Path(settings.state_dir)
     signals = Signals()
     try:

@@ -161,8 +161,8 @@ class YamlFile:
             confirm.tell(state_dir, pending)
         raise Refused(
             (
-                f"{path}: this removes {removed} of {len(known)} tenants, which loss_guard ({fraction:.0%}) does not let "
-                f"pass: `landbridge map confirm --change {change}` if it is meant, else put the file right",
+                f"{path}: this removes {removed} of {len(known)} tenants, which loss_guard ({fraction:.0%}) does not "
+                f"let pass: `landbridge map confirm --change {change}` if it is meant, else put the file right",
             ),
             pending,
         )
