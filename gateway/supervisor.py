@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple
 from gateway.children import SAID, Child, Phase, how_it_ended
 from gateway.holdings import CannotStart, Listeners, Lock, open_listeners, prepare_state_dir, write_last_good
 from gateway.map_check import MapCheck
+from gateway.settings.filter_check import require_filters
 from gateway.settings.loader import decode_sources, load, read_sources
 from gateway.settings.problems import Invalid
 from gateway.settings.schema import DrainSettings, Settings
@@ -423,6 +424,7 @@ def run(config_path: Path, environ: Mapping[str, str], commands: Commands | None
     try:
         sources = read_sources(config_path, environ)
         settings = load(sources, environ)
+        require_filters(settings, sources.filters, environ)
     except Invalid as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

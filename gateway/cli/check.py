@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TextIO
 
-from filters import ENDPOINT, INBOUND, OUTBOUND
 from gateway.core.placement import Placement
 from gateway.core.view import REGION_CLUSTER
 from gateway.settings import json_schema
+from gateway.settings.filter_check import check_filters
 from gateway.settings.loader import load, read_sources, warnings_for
-from gateway.settings.problems import Invalid, Problem, plain
+from gateway.settings.problems import Invalid, Problem
 from gateway.settings.schema import Settings
 from gateway.settings.tenants import TENANTS_BYTES_MAX, load_tenants
 
@@ -45,29 +45,16 @@ def examine(config: Path, environ: Mapping[str, str], region: str | None = None)
     except Invalid as error:
         return Report(error.problems)
     warnings = warnings_for(settings, sources)
-    problems = _filter_problems(settings)
+    problems: list[Problem] = []
+    if settings.filter_files or settings.filter_options:
+        found = check_filters(settings, sources.filters, environ)  # only a filter knows what it takes
+        problems, warnings = list(found.problems), [*warnings, *found.warnings]
     try:
         file = _shown_path(settings.tenant_map.file)
         tenants = load_tenants(file, _read_tenants(file), settings)
     except Invalid as error:
         return Report([*problems, *error.problems], warnings, settings)
     return Report(problems, warnings, settings, tenants)
-
-
-def _filter_problems(settings: Settings) -> list[Problem]:
-    """Make each filter that has options, as a worker would: only the filter knows what it takes."""
-    factories = {**INBOUND, **ENDPOINT, **OUTBOUND}
-    problems = []
-    for name, options in settings.filter_options.items():
-        key = f"filters.options.{name}"
-        try:
-            factories[name](options)
-        except (TypeError, ValueError) as error:
-            origin = settings.origins.get(key, "")
-            problems.append(
-                Problem(origin, 0, key, "options that this filter takes", f"a refusal: {plain(str(error))}")
-            )
-    return problems
 
 
 def _shown_path(path: str) -> str:

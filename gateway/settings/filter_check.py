@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from gateway.settings.filter_files import FilterFiles, FilterText
-from gateway.settings.problems import Problem, plain
+from gateway.settings.problems import Invalid, Problem, plain
 from gateway.settings.schema import Settings
 
 IMPORT_LIMIT_S: Final = 5.0
@@ -85,6 +85,14 @@ def check_filters(settings: Settings, filters: FilterFiles, environ: Mapping[str
     finally:
         _kill(child)
     return _understood(out, err, child.returncode, in_time)
+
+
+def require_filters(settings: Settings, filters: FilterFiles, environ: Mapping[str, str]) -> None:
+    """Raise Invalid with every problem, so that a start is refused before a worker fails. Without options, no child."""
+    if settings.filter_files or settings.filter_options:
+        finding = check_filters(settings, filters, environ)
+        if finding.problems:
+            raise Invalid(finding.problems)
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
