@@ -25,9 +25,11 @@ app = typer.Typer(
 )
 tenants_app = typer.Typer(help="The tenant map's records.", no_args_is_help=True)
 map_app = typer.Typer(help="The tenant map on this machine.", no_args_is_help=True)
+filters_app = typer.Typer(help="What every request passes through, in order.", no_args_is_help=True)
 demo_app = typer.Typer(help="Three regions on this machine, to try everything with.", invoke_without_command=True)
 app.add_typer(tenants_app, name="tenants")
 app.add_typer(map_app, name="map")
+app.add_typer(filters_app, name="filters")
 app.add_typer(demo_app, name="demo")
 
 Config = Annotated[
@@ -163,6 +165,14 @@ def map_status(
     from gateway.cli import map as command
 
     command.status(config, region, file, as_json)
+
+
+@filters_app.command("list")
+def filters_list(config: Config = DEFAULT_CONFIG, region: Region = None, as_json: Json = False) -> None:
+    """List the filters in the order of a request, those of your own among them, with their state in what runs."""
+    from gateway.cli import filters as command
+
+    command.list_filters(config, region, as_json)
 
 
 @demo_app.callback()
