@@ -1,18 +1,40 @@
 """`landbridge explain`, in words: which rules were tried for a request, and what they came to.
 
-What is printed comes from `core.explain`, which asks the functions that decide requests.
+What is printed comes from `core.explain`, which asks the functions that decide requests: here, by a configuration, or
+in a running gateway, by what that one knows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from gateway.cli.admin_client import ask
+from gateway.cli.output import fail
 from gateway.core.explain import Explanation, explain
 from gateway.core.routing import Kind
+from gateway.core.tenancy import Step
 
-__all__ = ["Explanation", "as_json", "explain", "outcome", "summary"]
+__all__ = ["Explanation", "as_json", "ask_gateway", "explain", "outcome", "summary"]
+
+
+def ask_gateway(
+    admin: str, token_file: Path | None, insecure: bool, *, host: str, method: str, path: str, headers: Sequence[str]
+) -> Explanation:
+    """What the gateway whose admin API is at `admin` would do, by its live View. Ends the command if it cannot say."""
+    from gateway.control.admin_answers import Explained  # behind it stands all of control
+
+    query = [("host", host), ("method", method), ("path", path), *(("header", line) for line in headers)]
+    body = ask(admin, "/api/v1/explain", query, token_file, insecure)
+    try:
+        fields = msgspec.structs.asdict(msgspec.json.decode(body, type=Explained))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        fail(f"{admin} answered with something that is no gateway's")
+    fields["steps"] = tuple(Step(step.rule, step.outcome) for step in fields["steps"])
+    return Explanation(**fields)
 
 
 def outcome(answer: Explanation) -> str:

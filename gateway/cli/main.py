@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gateway import __version__
-from gateway.cli.output import Exit, print_json, print_record, print_table
+from gateway.cli.output import Exit, fail, print_json, print_record, print_table
 
 app = typer.Typer(
     name="landbridge",
@@ -100,32 +100,51 @@ def explain(
     path: Annotated[str, typer.Option("--path", metavar="TARGET", help="Path and query.")] = "/",
     header: Annotated[list[str] | None, typer.Option("--header", metavar="'NAME: VALUE'", help="May repeat.")] = None,
     file: File = None,
+    admin: Annotated[
+        str | None, typer.Option("--admin", metavar="URL", help="Ask the running gateway whose admin API is there.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="Holds the token for --admin.")
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Allow plain HTTP to another machine: it and the way there see the token."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what would happen to a request, and which rule decides: by the code that decides requests.
 
     Applications and other regions are taken to be able. The map is the store of -c where a gateway has run, else the
-    tenants file that the configuration names. A refusal is an answer too: exit 0.
+    tenants file that the configuration names. With --admin a running gateway says it, by all that it knows now. A
+    refusal is an answer too: exit 0.
     """
     from gateway.cli.explain import as_json as to_json
+    from gateway.cli.explain import ask_gateway, summary
     from gateway.cli.explain import explain as decide
-    from gateway.cli.explain import summary
     from gateway.cli.tenants import lookup_of, settings_of
 
-    settings = settings_of(config, entry)
-    with lookup_of(settings, file) as found:
-        answer = decide(
-            *(found.view, found.host_owner, found.placement, True),
-            host=host,
-            method=method,
-            path=path,
-            headers=header or [],
-        )
+    if admin is not None:
+        if entry is not None or file is not None:
+            fail("--admin asks that very gateway: it takes neither --from nor --file", Exit.BAD_INPUT)
+        answer = ask_gateway(*(admin, token_file, insecure), host=host, method=method, path=path, headers=header or [])
+        source = f"of the gateway at {admin}"
+    elif token_file is not None or insecure:
+        fail("--token-file and --insecure are for --admin", Exit.BAD_INPUT)
+    else:
+        with lookup_of(settings_of(config, entry), file) as found:
+            answer = decide(
+                *(found.view, found.host_owner, found.placement, True),
+                host=host,
+                method=method,
+                path=path,
+                headers=header or [],
+            )
+        source = found.source
     if as_json:
-        print_json(to_json(answer) | {"map": found.source})
+        print_json(to_json(answer) | {"map": source})
         return
     print_table(("rule tried", "what came of it"), answer.steps)
-    print_record([*summary(answer), ("map", found.source)])
+    print_record([*summary(answer), ("map", source)])
 
 
 @tenants_app.command("list")
@@ -165,14 +184,6 @@ def map_status(
     from gateway.cli import map as command
 
     command.status(config, region, file, as_json)
-
-
-@filters_app.command("list")
-def filters_list(config: Config = DEFAULT_CONFIG, region: Region = None, as_json: Json = False) -> None:
-    """List the filters in the order of a request, those of your own among them, with their state in what runs."""
-    from gateway.cli import filters as command
-
-    command.list_filters(config, region, as_json)
 
 
 @demo_app.callback()

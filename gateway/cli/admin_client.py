@@ -1,0 +1,98 @@
+"""Asking a running gateway over its admin API. With the standard library: a command has to start fast.
+
+A token goes to the machine that was named and nowhere else: over loopback or TLS only unless told otherwise, never
+through a proxy to loopback, and a redirect is not followed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.cli.output import Exit, fail
+from gateway.settings.units import is_loopback
+
+TIMEOUT_S: Final = 10.0
+ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
+TOKEN_BYTES_MAX: Final = 4096
+SCHEMES: Final = {"http": 80, "https": 443}
+
+
+def ask(
+    admin: str, path: str, query: Sequence[tuple[str, str]] = (), token_file: Path | None = None, insecure: bool = False
+) -> bytes:
+    """The body of one GET that was answered with 200. Ends the command with a line for everything else."""
+    base, local = _base(admin, insecure)
+    fields = {"Accept": "application/json"}
+    if token_file is not None:
+        fields["Authorization"] = f"Bearer {_token(token_file)}"
+    asked = urllib.request.Request(
+        f"{base}{path}?{urllib.parse.urlencode(query, errors='surrogateescape')}", headers=fields
+    )
+    opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if local else []))
+    try:
+        with opener.open(asked, timeout=TIMEOUT_S) as response:
+            body: bytes = response.read(ANSWER_BYTES_MAX + 1)
+            status: int = response.status
+    except urllib.error.HTTPError as error:
+        with error:
+            fail(f"{base} answered {error.code}: {_detail(error)}")
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        fail(f"{base} cannot be asked: {reason}")
+    if status != 200 or len(body) > ANSWER_BYTES_MAX:
+        fail(f"{base} answered with something that is no gateway's")
+    return body
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A 3xx is an error like any other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _base(admin: str, insecure: bool) -> tuple[str, bool]:
+    """(scheme and authority, whether that is this machine)."""
+    try:
+        url = urllib.parse.urlsplit(admin if "://" in admin else f"http://{admin}")
+        host, port = url.hostname or "", url.port
+    except ValueError:
+        host, port = "", None
+    if not host or url.scheme not in SCHEMES or url.username is not None or url.path.strip("/") or url.query:
+        fail("--admin: expected a URL such as http://127.0.0.1:8081", Exit.BAD_INPUT)
+    local = is_loopback(host) or host.endswith(".localhost")
+    if url.scheme == "http" and not local and not insecure:
+        fail(f"--admin: {host} is another machine, and http would show it the token and you the answer of anybody: "
+             "use https, or --insecure", Exit.BAD_INPUT)  # fmt: skip
+    name = f"[{host}]" if ":" in host else host
+    return f"{url.scheme}://{name}:{port or SCHEMES[url.scheme]}", local
+
+
+def _token(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            text = file.read(TOKEN_BYTES_MAX + 1).decode("ascii").strip()
+    except OSError as error:
+        fail(f"--token-file {path}: {(error.strerror or 'an error').lower()}", Exit.BAD_INPUT)
+    except UnicodeDecodeError:
+        text = ""
+    if not text or len(text) > TOKEN_BYTES_MAX or not text.isprintable() or " " in text:
+        fail(f"--token-file {path}: expected one token", Exit.BAD_INPUT)
+    return text
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    """What the problem document says, on one line."""
+    try:
+        said = json.loads(error.read(ANSWER_BYTES_MAX))["detail"]
+        text = said if isinstance(said, str) else error.reason
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        text = error.reason
+    return "".join(c if c.isprintable() else " " for c in text)
