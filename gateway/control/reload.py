@@ -184,11 +184,13 @@ class Configuration:
                 return False
             difference = compare(self.current.settings, loaded.settings)
             problems: tuple[str, ...] = ()
+            can_replace = self._replace is not None
             if new_filters := [key for key in difference.code if key.startswith(FILTERS)]:
                 found = await asyncio.to_thread(check_filters, loaded.settings, sources.filters, self.environ)
                 problems = tuple(map(str, found.problems))
                 loaded = msgspec.structs.replace(loaded, warnings=(*loaded.warnings, *found.warnings))
-            problems += _cannot_change(self.path, difference, new_filters if self._replace else [])
+                can_replace = can_replace or bool(problems)  # it is not for want of workers that these are refused
+            problems += _cannot_change(self.path, difference, new_filters if can_replace else [])
             if problems:
                 self._refuse(cause, problems)
                 return False

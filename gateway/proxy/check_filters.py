@@ -18,15 +18,11 @@ import msgspec
 from gateway.core.filtering import REQUIRED_INBOUND
 from gateway.proxy.added import Added, load_files, on_error
 from gateway.proxy.chain import Assembled, assemble
-from gateway.settings.filter_check import IMPORT_LIMIT_S, FilterFact, Finding, Loading, Question
+from gateway.settings.filter_check import FilterFact, Finding, Loading, Question
 
 
 class TooSlow(Exception):
     """The limit is over; raised into whatever the main thread does."""
-
-
-def _alarm(number: int, frame: FrameType | None) -> NoReturn:
-    raise TooSlow(f"not done within {IMPORT_LIMIT_S:g} s")
 
 
 def find(question: Question, say_loading: int) -> Finding:
@@ -68,8 +64,12 @@ def main() -> NoReturn:
     answer = os.dup(1)
     os.dup2(2, 1)
     question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
-    signal.signal(signal.SIGALRM, _alarm)
-    signal.setitimer(signal.ITIMER_REAL, IMPORT_LIMIT_S)
+
+    def too_slow(number: int, frame: FrameType | None) -> NoReturn:
+        raise TooSlow(f"not done within {question.limit_s:g} s")
+
+    signal.signal(signal.SIGALRM, too_slow)
+    signal.setitimer(signal.ITIMER_REAL, question.limit_s)
     finding = find(question, answer)
     signal.setitimer(signal.ITIMER_REAL, 0)
     data = msgspec.json.encode(finding) + b"\n"

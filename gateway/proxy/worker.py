@@ -214,8 +214,7 @@ class Worker:
         """For this worker's life: it comes back with a new worker, which other code or other options start."""
         self.chain = without(self.chain, name)
         _log.exception("filter %s is taken out: %d errors in %g s; the last one:", name, ERRORS_MAX, WINDOW_S)
-        error = sys.exception()
-        self.removed[name] = "".join(traceback.format_exception_only(error)).strip() if error else ""
+        self.removed[name] = _last_line(sys.exception())
         self.stats.values[self._removed_series(name)] = 1
         self._send(FilterRemoved(name, self.removed[name]))
 
@@ -377,3 +376,12 @@ class Worker:
         for task in tuple(self.tasks):
             task.cancel()
         self.access_log.flush()
+
+
+def _last_line(error: BaseException | None) -> str:
+    """What was raised and where, on one line: `ZeroDivisionError: division by zero (stamp.py:11)`."""
+    if error is None:
+        return ""
+    said = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{said} ({os.path.basename(at.filename)}:{at.lineno})"

@@ -35,6 +35,7 @@ class Question(msgspec.Struct, frozen=True):
     files: tuple[FilterText, ...]
     options: dict[str, dict[str, object]]
     origins: dict[str, str]
+    limit_s: float = IMPORT_LIMIT_S
 
 
 class FilterFact(msgspec.Struct, frozen=True):
@@ -64,9 +65,15 @@ class Finding(msgspec.Struct, tag=True, frozen=True):
     filters: tuple[FilterFact, ...] = ()
 
 
-def check_filters(settings: Settings, filters: FilterFiles, environ: Mapping[str, str] | None = None) -> Finding:
-    """Build the chain in a child. Blocks for a third of a second, or until the limit. Never raises for a bad file."""
-    question = Question(filters.files, settings.filter_options, settings.origins)
+def check_filters(
+    settings: Settings,
+    filters: FilterFiles,
+    environ: Mapping[str, str] | None = None,
+    import_limit_s: float = IMPORT_LIMIT_S,
+    limit_s: float = LIMIT_S,
+) -> Finding:
+    """Build the chain in a child. Blocks for a third of a second, or until a limit. Never raises for a bad file."""
+    question = Question(filters.files, settings.filter_options, settings.origins, import_limit_s)
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", MODULE],
         stdin=subprocess.PIPE,
@@ -77,14 +84,15 @@ def check_filters(settings: Settings, filters: FilterFiles, environ: Mapping[str
     )
     in_time = True
     try:
-        out, err = child.communicate(msgspec.json.encode(question), timeout=LIMIT_S)
+        out, err = child.communicate(msgspec.json.encode(question), timeout=limit_s)
     except subprocess.TimeoutExpired:
         in_time = False
         _kill(child)
         out, err = child.communicate()
     finally:
         _kill(child)
-    return _understood(out, err, child.returncode, in_time)
+    died = f"an exit with {child.returncode}" if child.returncode >= 0 else f"death by signal {-child.returncode}"
+    return _understood(out, err, died if in_time else f"nothing within {limit_s:g} s")
 
 
 def require_filters(settings: Settings, filters: FilterFiles, environ: Mapping[str, str]) -> None:
@@ -110,7 +118,8 @@ def _with_package(environ: Mapping[str, str]) -> dict[str, str]:
     return child
 
 
-def _understood(out: bytes, err: bytes, code: int, in_time: bool) -> Finding:
+def _understood(out: bytes, err: bytes, end: str) -> Finding:
+    """The child's last word; or, when it ended without one, how, and at which file."""
     at = ""
     for line in out.splitlines():
         try:
@@ -120,9 +129,5 @@ def _understood(out: bytes, err: bytes, code: int, in_time: bool) -> Finding:
         if isinstance(said, Finding):
             return said
         at = said.path
-    if not in_time:
-        found = f"nothing within {LIMIT_S:g} s"
-    else:
-        found = f"an exit with {code}" if code >= 0 else f"death by signal {-code}"
     last = err.decode(errors="replace").strip().rpartition("\n")[2][:STDERR_CHARS]
-    return Finding((Problem(at, 1 if at else 0, "", "filters that can be loaded", plain(f"{found} {last}".strip())),))
+    return Finding((Problem(at, 1 if at else 0, "", "filters that can be loaded", plain(f"{end} {last}".strip())),))
