@@ -186,6 +186,21 @@ def map_status(
     command.status(config, region, file, as_json)
 
 
+@map_app.command("confirm")
+def map_confirm(
+    config: Config = DEFAULT_CONFIG,
+    region: Region = None,
+    change: Annotated[
+        str | None, typer.Option("--change", metavar="NAME", help="Only if this is the change that waits.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Let the change that the loss guard holds up pass. 1 when none waits, 3 when another one does."""
+    from gateway.cli import map as command
+
+    command.confirm(config, region, change, as_json)
+
+
 @demo_app.callback()
 def demo(context: typer.Context, base_port: BasePort = None, directory: Directory = None) -> None:
     """Run three regions on this machine; Ctrl-C stops them."""
