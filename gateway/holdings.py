@@ -13,9 +13,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from gateway.settings.loader import Sources, encode_sources
@@ -26,6 +27,12 @@ BACKLOG: Final = 4096
 
 LOCK_POLL_S: Final = 0.05
 NOTE_MAX_BYTES: Final = 4096
+
+LAST_GOOD: Final = "config.last-good"
+CANDIDATE: Final = "config.candidate"
+"""Written by control: a valid configuration that needs new workers."""
+NEXT: Final = "config.next"
+"""What newcomers read while they prove themselves; it becomes the last good one when they have."""
 
 
 class CannotStart(Exception):
@@ -98,8 +105,8 @@ class Lock:
 
 def write_last_good(state_dir: Path, sources: Sources) -> None:
     """Leave the validated text (secrets not expanded) where children find it, whole or not at all."""
-    path = state_dir / "config.last-good"
-    temporary = state_dir / "config.last-good.new"
+    path = state_dir / LAST_GOOD
+    temporary = state_dir / f"{LAST_GOOD}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(encode_sources(sources))
@@ -113,25 +120,74 @@ def write_last_good(state_dir: Path, sources: Sources) -> None:
 
 @dataclass(slots=True)
 class Listeners:
-    """`http` and `hop`: one socket per worker slot, in slot order; `hop` is empty without a hop listener."""
+    """`http` and `hop`: one socket per worker slot, in slot order; `hop` is empty without a hop listener.
+
+    There may be more sockets than workers, where slots were removed: closing one of a SO_REUSEPORT group would lose the
+    connections in its queue. One socket may stand for several slots, where the group cannot grow. `passed` are the
+    service manager's, which go on listening without us.
+    """
 
     admin: socket.socket
     http: list[socket.socket] = field(default_factory=list)
     hop: list[socket.socket] = field(default_factory=list)
+    passed: list[socket.socket] = field(default_factory=list)
 
     def __str__(self) -> str:
         groups = (("http", self.http), ("hop", self.hop), ("admin", [self.admin]))
         return ", ".join(f"{name} {_address(socks[0])}" for name, socks in groups if socks)
 
-    def close_traffic(self) -> None:
-        """End http and hop for every process that holds them, also one that is stuck: connects are refused from now on.
+    @property
+    def slots(self) -> int:
+        return len(self.http)
 
-        Closing would end nothing while a worker still has its copy; shutdown(2) ends the listening itself (Linux).
+    def close_traffic(self) -> None:
+        """End http and hop: connects are refused from now on."""
+        self.end(self.http + self.hop)
+
+    def end(self, sockets: Iterable[socket.socket]) -> None:
+        """End sockets for every process that has a copy, also for one that is stuck.
+
+        Closing would end nothing until the last one did; shutdown(2) ends the listening itself (Linux).
         """
-        for sock in self.http + self.hop:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        for sock in sockets:
+            if sock not in self.passed:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
             sock.close()
+
+    def not_in(self, other: Listeners) -> list[socket.socket]:
+        """The traffic sockets that `other` does not have."""
+        kept = {*other.http, *other.hop}
+        return [sock for sock in dict.fromkeys(self.http + self.hop) if sock not in kept]
+
+    def changed(self, old: Listen, new: Listen, slots: int) -> Listeners:
+        """What `new` and so many slots need: sockets of the same address stay, others are opened.
+
+        Raises CannotStart; nothing is open then that was not.
+        """
+        opened: list[socket.socket] = []
+        try:
+            admin = self.admin
+            if new.admin != old.admin:
+                admin = _listen("listen.admin", new.admin, False, new.admin.port)
+                opened.append(admin)
+            lists: list[list[socket.socket]] = []
+            for key, before, was, now in (
+                ("listen.http", self.http, old.http, new.http),
+                ("listen.hop", self.hop, old.hop, new.hop),
+            ):
+                if now is None:
+                    lists.append([])
+                elif now == was:
+                    lists.append(_grown(key, now, before, slots))
+                else:
+                    lists.append(_listen_slots(key, now, slots))
+                opened += [sock for sock in lists[-1] if sock not in before]
+        except CannotStart:
+            for sock in opened:
+                sock.close()
+            raise
+        return Listeners(admin, lists[0], lists[1], self.passed)
 
 
 def _address(sock: socket.socket) -> Address:
@@ -139,8 +195,11 @@ def _address(sock: socket.socket) -> Address:
     return Address(host, port)
 
 
-def _listen(key: str, address: Address, share: bool, port: int) -> socket.socket:
-    """One listening socket. `share`: more of this address follow or came before (SO_REUSEPORT)."""
+def _listen(key: str, address: Address, share: bool, port: int, backlog: int = BACKLOG) -> socket.socket:
+    """One listening socket. `share`: more of this address follow or came before (SO_REUSEPORT).
+
+    With a `backlog` of 0 it is bound only: it gets its share of connections once its worker listens.
+    """
     try:
         family, kind, proto, _, where = socket.getaddrinfo(
             address.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -153,7 +212,8 @@ def _listen(key: str, address: Address, share: bool, port: int) -> socket.socket
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(where)
-            sock.listen(BACKLOG)
+            if backlog:
+                sock.listen(backlog)
             sock.setblocking(False)
         except OSError:
             sock.close()
@@ -178,9 +238,36 @@ def _listen_slots(key: str, address: Address, slots: int) -> list[socket.socket]
     return sockets
 
 
-def open_listeners(listen: Listen, slots: int) -> Listeners:
-    """Open everything, or raise CannotStart naming key and address."""
-    admin = _listen("listen.admin", listen.admin, False, listen.admin.port)
-    http = _listen_slots("listen.http", listen.http, slots)
-    hop = _listen_slots("listen.hop", listen.hop, slots) if listen.hop else []
-    return Listeners(admin, http, hop)
+def _grown(key: str, address: Address, sockets: list[socket.socket], slots: int) -> list[socket.socket]:
+    """`sockets` and as many more as `slots` needs. A group that cannot grow is shared by its slots.
+
+    That is so for a passed socket without `ReusePort=`, or of another user (root's manager): the kernel refuses.
+    """
+    grown = list(sockets)
+    port = sockets[0].getsockname()[1]
+    while len(grown) < slots:
+        if not sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+            grown.append(sockets[len(grown) % len(sockets)])
+            continue
+        try:
+            grown.append(_listen(key, address, True, port, backlog=0))
+        except CannotStart:
+            grown.append(sockets[len(grown) % len(sockets)])
+    return grown
+
+
+def open_listeners(
+    listen: Listen, slots: int, passed: Mapping[str, list[socket.socket]] = MappingProxyType({})
+) -> Listeners:
+    """Open everything that was not `passed`, or raise CannotStart naming key and address."""
+    given = [sock for sockets in passed.values() for sock in sockets]
+    admin = (
+        passed["admin"][0] if passed.get("admin") else _listen("listen.admin", listen.admin, False, listen.admin.port)
+    )
+    groups = []
+    for name, address in (("http", listen.http), ("hop", listen.hop)):
+        if sockets := passed.get(name):
+            groups.append(_grown(f"listen.{name}", _address(sockets[0]), sockets, slots))
+        else:
+            groups.append(_listen_slots(f"listen.{name}", address, slots) if address else [])
+    return Listeners(admin, groups[0], groups[1], given)

@@ -4,8 +4,9 @@ It is the process of `landbridge serve` and PID 1 of a container. It holds the s
 queued when a worker dies wait for its replacement; it holds the lock of `state_dir`, and its children inherit it, so
 that a new `serve` cannot begin while workers of a killed one still drain.
 
-It must never fail because of a child, so it does as little as can be done: one `selectors` loop, no threads, no
-asyncio, no HTTP, no request data; it imports the standard library and `gateway.settings`. Children are told things
+Which worker serves which slot, and when one replaces another, is decided in `gateway/crew.py`; this is the loop that
+does it. It must never fail because of a child, so it does as little as can be done: one `selectors` loop, no threads,
+no asyncio, no HTTP, no request data; the standard library and `gateway.settings`. Children are told things
 over a socket pair as JSON lines, never waited for, and read the configuration from `state_dir/config.last-good`.
 """
 
@@ -20,24 +21,23 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from gateway.children import SAID, Child, Phase, how_it_ended
-from gateway.holdings import CannotStart, Listeners, Lock, open_listeners, prepare_state_dir, write_last_good
+from gateway.children import SAID, Child, Phase, Setup, Wire, how_it_ended
+from gateway.crew import GRACE_MARGIN_S, Asked, Crew
+from gateway.holdings import LAST_GOOD, CannotStart, Lock, open_listeners, prepare_state_dir, write_last_good
 from gateway.map_check import MapCheck
 from gateway.settings.filter_check import require_filters
-from gateway.settings.loader import decode_sources, load, read_sources
+from gateway.settings.loader import load, read_sources
 from gateway.settings.problems import Invalid
-from gateway.settings.schema import DrainSettings, Settings
+from gateway.signals import Signals
+from gateway.systemd import Notifier, Unusable, passed_sockets, without_ours
 
 START_LIMIT_S: Final = 20.0
 """A worker that has not said `serving` by then is stuck: importing and opening the map takes below one second."""
-
-GRACE_MARGIN_S: Final = 0.25
-"""Beyond the grace, before the sockets end: workers stop accepting by a sweep of 100 ms, and must have."""
 
 STOP_LIMIT_S: Final = 2.0
 """What control gets to close its files once the workers are gone."""
@@ -45,13 +45,11 @@ STOP_LIMIT_S: Final = 2.0
 LEAVE_MARGIN_S: Final = 3.0
 """Beyond `drain.limit`, what a killed supervisor's control and workers take to close their files and be gone."""
 
-LINE_MAX_BYTES: Final = 4096
-"""A child says one short JSON object a line; more is a child gone wrong."""
+RELOAD_LIMIT_S: Final = 15.0
+"""When the manager is told that a reload is over, though control (which may just have died) has not said so."""
 
-OUTBOX_MAX_BYTES: Final = 64 * 1024
-"""Commands that wait for a child which does not read. It is restarted by its death, not by our memory."""
-
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
+WHY_CHARS_MAX: Final = 2000
+"""What control is told of a failure; the log has it all."""
 
 
 class Commands(NamedTuple):
@@ -88,41 +86,43 @@ def log(text: str) -> None:
 
 
 class Supervisor:
-    """The loop over children, their channels and our signals. `serve()` returns the exit code."""
+    """The loop over children, their channels and our signals: the crew's hands. `serve()` returns the exit code."""
 
     def __init__(
         self,
-        settings: Settings,
+        setup: Setup,
         config_path: Path,
         lock: Lock,
-        listeners: Listeners,
         commands: Commands,
         environ: Mapping[str, str],
+        notifier: Notifier,
     ) -> None:
-        self.settings = settings
-        self.drain = settings.drain
         self.config_path = config_path
         self.lock = lock
-        self.listeners = listeners
         self.commands = commands
-        self.given = environ
-        self.environ = child_environ(environ)
-        self.map_check = MapCheck(commands.check, Path(settings.state_dir), self.environ, log)
+        self.environ = child_environ(without_ours(environ))
+        self.map_check = MapCheck(commands.check, Path(setup.settings.state_dir), self.environ, log)
+        self.notifier = notifier
         self.selector = selectors.DefaultSelector()
         self.control = Child("control", None)
-        self.workers = [Child(f"worker {slot}", slot) for slot in range(settings.workers)]
-        self.adopted: dict[int, Child] = {}
+        self.crew = Crew(self, setup, Path(setup.settings.state_dir), environ, commands.start_limit_s)
+        self.restarts = {"worker": 0, "control": 0}
+        self.drain = setup.settings.drain
         self.signalled: float | None = None
         self.listening = True
         self.stop_sent: float | None = None
+        self.reload_due: float | None = None
+        self.watchdog_due = 0.0
+        self.told_behind = False
 
     @property
     def children(self) -> list[Child]:
-        return [self.control, *self.workers]
+        return [self.control, *self.crew.all]
 
     def serve(self, signals: Signals) -> int:
         """Run until the last child is gone after a signal: 0, or 1 upon a second signal."""
         self.selector.register(signals.fd, selectors.EVENT_READ, None)
+        self.notifier.tell(STATUS=self.status())
         while any(child.phase is not Phase.GONE for child in self.children):
             self._due(time.monotonic())
             for key, mask in self.selector.select(self._next(time.monotonic())):
@@ -138,28 +138,37 @@ class Supervisor:
     # --- time
 
     def _due(self, now: float) -> None:
-        """Do what has come due: starts, kills of what is stuck, the steps of the drain."""
+        """Do what has come due: starts, kills of what is stuck, the steps of the drain, words to the manager."""
         held = self.signalled is None and self.map_check.holds_starts(now)
         for child in self.children:
             if child.phase is Phase.WAITING and child.due <= now and not held:
-                self._spawn(child, now)
+                self._start(child, now)
             elif child.phase is Phase.STARTING and child.slot is not None and child.due <= now:
-                self._kill(child, f"did not serve within {self.commands.start_limit_s:g} s")
+                child.complaint = f"did not serve within {self.commands.start_limit_s:g} s"
+                self.kill(child, child.complaint)
                 child.due = now + self.commands.start_limit_s
-        if self.signalled is None:
-            return
-        if self.listening and now >= self.signalled + self.drain.grace + GRACE_MARGIN_S:
+        self.crew.due(now)
+        if self.notifier.watchdog_s is not None and now >= self.watchdog_due:
+            self.watchdog_due = now + self.notifier.watchdog_s
+            self.notifier.tell(WATCHDOG=1)
+        if self.reload_due is not None and now >= self.reload_due and self.crew.round is None:
+            self._reloaded()
+        if self.signalled is not None:
+            self._drain_on(self.signalled, now)
+
+    def _drain_on(self, signalled: float, now: float) -> None:
+        if self.listening and now >= signalled + self.drain.grace + GRACE_MARGIN_S:
             self.listening = False
-            self.listeners.close_traffic()
-        left = [worker for worker in self.workers if worker.phase is not Phase.GONE]
-        if left and now >= self.signalled + self.drain.limit:
+            self.crew.setup.listeners.close_traffic()
+        left = [worker for worker in self.crew.all if worker.phase is not Phase.GONE]
+        if left and now >= signalled + self.drain.limit:
             for worker in left:
-                self._kill(worker, f"is still there after {self.drain.limit:g} s")
+                self.kill(worker, f"is still there after {self.drain.limit:g} s")
         if not left and self.stop_sent is None:
             self.stop_sent = now
-            self._send(self.control, {"cmd": "stop"})
+            self.send(self.control, {"cmd": "stop"})
         if self.stop_sent is not None and now >= self.stop_sent + STOP_LIMIT_S:
-            self._kill(self.control, f"is still there {STOP_LIMIT_S:g} s after the last worker")
+            self.kill(self.control, f"is still there {STOP_LIMIT_S:g} s after the last worker")
 
     def _next(self, now: float) -> float | None:
         """Seconds until something comes due; None when only events can come."""
@@ -167,7 +176,12 @@ class Supervisor:
             times = [self.map_check.deadline]
         else:
             times = [c.due for c in self.children if c.phase is Phase.WAITING]
-        times += [w.due for w in self.workers if w.phase is Phase.STARTING]
+        times += [w.due for w in self.crew.all if w.phase is Phase.STARTING]
+        times += self.crew.next_due()
+        if self.notifier.watchdog_s is not None:
+            times.append(self.watchdog_due)
+        if self.reload_due is not None:
+            times.append(max(self.reload_due, now + 1.0) if self.crew.round else self.reload_due)
         if self.signalled is not None:
             steps = (self.drain.grace + GRACE_MARGIN_S, self.drain.limit)
             times += [self.signalled + step for step in steps if self.signalled + step > now]
@@ -176,7 +190,8 @@ class Supervisor:
 
     # --- life and death of children
 
-    def _spawn(self, child: Child, now: float) -> None:
+    def _start(self, child: Child, now: float) -> None:
+        """Start a process for `child`; what is wrong with it is heard by its end."""
         ours, theirs = socket.socketpair()
         with theirs:
             arguments, descriptors = self._arguments(child)
@@ -193,27 +208,29 @@ class Supervisor:
                 ours.close()
                 self._died(child, f"cannot be started: {error.strerror}", now)
                 return
-        ours.setblocking(False)
-        child.channel = ours
-        child.inbox, child.outbox, child.behind, child.killed = b"", b"", False, False
+        child.wire = Wire(ours)
+        child.killed, child.expected, child.complaint = False, False, ""
         child.phase, child.served, child.due = Phase.STARTING, None, now + self.commands.start_limit_s
         self.selector.register(ours, selectors.EVENT_READ, child)
         log(f"{child} started")
-        self._tell_processes()
+        self.tell_processes()
 
     def _arguments(self, child: Child) -> tuple[list[str], list[int]]:
-        state_dir = ["--state-dir", self.settings.state_dir]
+        setup = child.setup or self.crew.setup
+        state_dir = ["--state-dir", setup.settings.state_dir]
         if child.slot is None:
-            admin = self.listeners.admin.fileno()
+            admin = setup.listeners.admin.fileno()
             config = ["--config", str(self.config_path), "--admin", str(admin)]
             return [*self.commands.control, *state_dir, *config], [admin]
-        http = [sock.fileno() for sock in self.listeners.http]
-        hop = [sock.fileno() for sock in self.listeners.hop]
+        http = [sock.fileno() for sock in setup.listeners.http]
+        hop = [sock.fileno() for sock in setup.listeners.hop]
         arguments = [*self.commands.worker, *state_dir, "--slot", str(child.slot)]
         arguments += ["--http", ",".join(map(str, http))]
         if hop:
             arguments += ["--hop", ",".join(map(str, hop))]
-        return arguments, http + hop
+        if child.waits:
+            arguments += ["--settings", setup.file, "--wait"]
+        return arguments, [*{*http, *hop}]
 
     def _reap(self, now: float) -> None:
         """Collect every dead child; as PID 1 also those that were left to us by others."""
@@ -228,131 +245,163 @@ class Supervisor:
                 continue
             for child in self.children:
                 if child.process is not None and child.pid == pid:
+                    self._listen_to_the_last(child)
                     child.process.returncode = os.waitstatus_to_exitcode(status)
                     self.map_check.child_died(status)
                     self._died(child, how_it_ended(status), now)
+                    break
+
+    def _listen_to_the_last(self, child: Child) -> None:
+        """What a child said before it ended is still in its channel."""
+        for line in (child.wire.receive() if child.wire else None) or []:
+            self._said(child, line)
 
     def _died(self, child: Child, how: str, now: float) -> None:
         """Decide what follows a child's end: a restart, at once or later; or nothing while we drain."""
         name = str(child)
-        if child.channel is not None:
+        if child.wire is not None:
             with contextlib.suppress(KeyError):
-                self.selector.unregister(child.channel)
-            child.channel.close()
-            child.channel = None
-        child.process = None
-        if self.signalled is not None:
-            child.phase = Phase.GONE
-            log(f"{name} {how}")
-        else:
-            delay = child.wait_again(now)
-            log(f"{name} {how}; it is started again " + (f"in {delay:g} s" if delay else "at once"))
-        self._spread()
-        self._tell_processes()
+                self.selector.unregister(child.wire.socket)
+            child.wire.close()
+            child.wire = None
+        if not self.crew.died(child, how, now):
+            child.process = None
+            if self.signalled is not None:
+                child.phase = Phase.GONE
+                log(f"{name} {how}")
+            elif child.expected:
+                child.phase, child.due, child.failures = Phase.WAITING, now, 0
+                log(f"{name} {how}; it is started again with its new configuration")
+            else:
+                delay = child.wait_again(now)
+                self.restarts["control" if child is self.control else "worker"] += 1
+                log(f"{name} {how}; it is started again " + (f"in {delay:g} s" if delay else "at once"))
+            self.crew.settle(now)
+        self.tell_processes()
 
-    def _kill(self, child: Child, why: str) -> None:
+    def kill(self, child: Child, why: str) -> None:
         """SIGKILL, once a life: what survives that is in the kernel's hands."""
         if child.process is not None and not child.killed:
             log(f"{child} {why}: killed")
             child.killed = True
             os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
 
-    def _spread(self) -> None:
-        """Keep every slot served: a sibling adopts one whose worker waits in back-off, until that serves again."""
-        serving = [worker for worker in self.workers if worker.phase is Phase.SERVING]
-        for worker in self.workers:
-            slot = worker.slot
-            assert slot is not None
-            adopter = self.adopted.get(slot)
-            if adopter is not None and adopter not in serving:
-                del self.adopted[slot]
-                adopter = None
-            if worker in serving:
-                if adopter is not None:
-                    del self.adopted[slot]
-                    self._send(adopter, {"cmd": "release", "slots": [slot]})
-            elif adopter is None and serving and self.signalled is None and worker.in_backoff:
-                adopter = min(serving, key=lambda sibling: list(self.adopted.values()).count(sibling))
-                self.adopted[slot] = adopter
-                self._send(adopter, {"cmd": "adopt", "slots": [slot]})
-                log(f"{adopter} serves the connections of {worker.name}")
-
     # --- channels
 
-    def _send(self, child: Child, message: dict[str, Any]) -> None:
-        """Queue one message. Never waits: what does not fit the socket goes when the child reads."""
-        if child.channel is None:
-            return
-        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
-        if len(child.outbox) + len(line) > OUTBOX_MAX_BYTES:
-            log(f"{child} does not read its channel: {message['cmd']} is dropped")
-            return
-        child.outbox += line
-        self._flush(child)
+    def log(self, text: str) -> None:
+        log(text)
 
-    def _flush(self, child: Child) -> None:
-        if child.channel is None:
+    def send(self, child: Child, message: dict[str, Any]) -> None:
+        """Queue one message. Never waits: what does not fit the socket goes when the child reads."""
+        if child.wire is None:
             return
-        try:
-            sent = child.channel.send(child.outbox) if child.outbox else 0
-        except BlockingIOError:
-            sent = 0
-        except OSError:  # it closed its end: its exit is on the way
-            sent = len(child.outbox)
-        child.outbox = child.outbox[sent:]
-        if not child.outbox and child.behind:
-            self._tell_processes()
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.outbox else 0)
-        with contextlib.suppress(KeyError):
-            self.selector.modify(child.channel, events, child)
+        if not child.wire.send(message):
+            log(f"{child} does not read its channel: {message['cmd']} is dropped")
+        self._watch(child)
+
+    def _watch(self, child: Child) -> None:
+        if child.wire is not None:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.wire.behind else 0)
+            with contextlib.suppress(KeyError):
+                self.selector.modify(child.wire.socket, events, child)
 
     def _channel_ready(self, child: Child, mask: int) -> None:
-        if child.channel is None:
+        wire = child.wire
+        if wire is None:
             return
         if mask & selectors.EVENT_WRITE:
-            self._flush(child)
+            wire.flush()
+            if child is self.control and self.told_behind and not wire.behind:
+                self.tell_processes()
+            self._watch(child)
         if not mask & selectors.EVENT_READ:
             return
-        try:
-            data = child.channel.recv(LINE_MAX_BYTES)
-        except BlockingIOError:
+        lines = wire.receive()
+        if lines is None:
+            self.selector.unregister(wire.socket)
             return
-        except OSError:
-            data = b""
-        if not data:
-            self.selector.unregister(child.channel)
-            return
-        *lines, rest = (child.inbox + data).split(b"\n")
-        child.inbox = rest[-LINE_MAX_BYTES:]
         for line in lines:
             self._said(child, line)
 
     def _said(self, child: Child, line: bytes) -> None:
-        try:
-            state = str(json.loads(line)["state"])
-        except (ValueError, KeyError, TypeError):
-            log(f"{child} said something that is no message: {line[:80]!r}")
-            return
-        phase = SAID.get((child.phase, state))
-        if phase is None:
-            return
-        child.phase = phase
-        if phase is Phase.SERVING:
-            child.served = time.monotonic()
-        log(f"{child} is {phase}")
-        self._spread()
-        self._tell_processes()
+        """A child's word: a state of its own, why it fails; from control also what it wants."""
+        now = time.monotonic()
+        match _decoded(line):
+            case {"state": str(state)}:
+                phase = SAID.get((child.phase, state))
+                if phase is None:
+                    return
+                child.phase = phase
+                if phase is Phase.SERVING:
+                    child.served = now
+                log(f"{child} is {phase}")
+                if child is not self.control:
+                    self.crew.heard(child, now)
+                if not self.notifier.is_ready and self.signalled is None and self.crew.all_serve:
+                    self.notifier.ready(self.status())
+                self.tell_processes()
+            case {"failed": str(why)}:
+                child.complaint = why
+            case {"ask": "replace", **wish} if child is self.control:
+                self._wished({str(name): value for name, value in wish.items()}, now)
+            case {"ask": "restart"} if child is self.control:
+                child.expected = True
+                self.send(child, {"cmd": "stop"})
+            case {"done": "reload"} if child is self.control:
+                self._reloaded()
+            case _:
+                log(f"{child} said something that is no message: {line[:80]!r}")
 
-    def _tell_processes(self) -> None:
+    def _wished(self, wish: dict[str, Any], now: float) -> None:
+        """Control asks for new workers: for a configuration that it wrote, or because an operator said so."""
+        ticket = wish.get("ticket")
+        if isinstance(ticket, int) and wish.get("configuration") is True:
+            self.crew.replace(Asked("configuration", ticket, True), now)
+        else:
+            who = f"asked for by {wish.get('actor') or 'the admin API'}"
+            reason = wish.get("reason")
+            self.crew.replace(Asked(f"{who}: {reason}" if reason else who), now)
+
+    def begun(self, asked: Asked) -> None:
+        log(f"workers are replaced now ({asked.cause})")
+        self.notifier.begin("replace", "replacing workers")
+
+    def ended(self, asked: Asked, why: str) -> None:
+        """A replacement is over; `why` it failed, or ""."""
+        if asked.ticket:
+            self.send(self.control, {"cmd": "replaced", "ticket": asked.ticket, "why": why})
+        self.notifier.end("replace", self.status())
+        self.tell_processes()
+
+    def tell_processes(self) -> None:
         """Tell control who lives. Only the latest counts: while an older one waits unread, none is queued behind it."""
-        if self.control.outbox:
-            self.control.behind = True
+        wire = self.control.wire
+        if wire is None:
             return
-        self.control.behind = False
-        workers = [{"slot": w.slot, "pid": w.pid, "state": w.phase.value} for w in self.workers if w.pid]
-        restarts = {"worker": sum(w.restarts for w in self.workers), "control": self.control.restarts}
+        self.told_behind = wire.behind
+        if wire.behind:
+            return
+        living = sorted((w for w in self.crew.all if w.pid), key=lambda w: w.slot or 0)
+        workers = [{"slot": w.slot, "pid": w.pid, "state": w.shown} for w in living]
+        report = self.crew.report
         message = {"cmd": "processes", "supervisor": os.getpid(), "control": self.control.pid}
-        self._send(self.control, message | {"workers": workers, "restarts": restarts})
+        message |= {"workers": workers, "restarts": dict(self.restarts)}
+        message["replacements"] = {
+            "running": self.crew.round is not None,
+            "cause": report.cause,
+            "result": report.result,
+            "why": report.why[:WHY_CHARS_MAX],
+            "done": report.done,
+            "failed": report.failed,
+        }
+        self.send(self.control, message)
+
+    def status(self) -> str:
+        """One line for the service manager."""
+        serving = sum(worker.phase is Phase.SERVING for worker in self.crew.workers)
+        report = self.crew.report
+        last = f"; the last replacement failed: {report.why}" if report.result == "failed" else ""
+        return f"{serving} of {len(self.crew.workers)} workers serve{last}"
 
     # --- signals
 
@@ -360,63 +409,45 @@ class Supervisor:
         """Act on one signal; False ends the process at once."""
         if number == signal.SIGHUP:
             log("SIGHUP: the configuration is read again")
-            self._send(self.control, {"cmd": "reload"})
+            self.notifier.begin("reload", "reading the configuration again")
+            self.reload_due = now + RELOAD_LIMIT_S
+            self.send(self.control, {"cmd": "reload"})
         elif number == signal.SIGUSR2:
-            log("SIGUSR2: replacing workers is not supported yet; nothing was done")
+            log("SIGUSR2: workers are to be replaced")
+            self.crew.replace(Asked("SIGUSR2"), now)
         elif number in (signal.SIGTERM, signal.SIGINT):
             if self.signalled is not None:
                 log(f"{signal.Signals(number).name} again: stopped at once")
                 self.map_check.stop()
                 for child in self.children:
-                    self._kill(child, "is cut off")
+                    self.kill(child, "is cut off")
                 return False
             self._drain(number, now)
         return True
 
-    def _drain_settings(self) -> DrainSettings:
-        """As of the last good reload: control writes what it applied to where we wrote ours."""
-        try:
-            data = (Path(self.settings.state_dir) / "config.last-good").read_bytes()
-            return load(decode_sources(data), self.given).drain
-        except Exception as error:  # whatever is wrong with that file: a drain begins now
-            log(f"config.last-good cannot be read, the drain times of the start hold: {error}")
-            return self.drain
+    def _reloaded(self) -> None:
+        self.reload_due = None
+        self.notifier.end("reload", self.status())
 
     def _drain(self, number: int, now: float) -> None:
-        self.signalled, self.drain = now, self._drain_settings()
+        self.signalled, self.drain = now, self.crew.drain_settings()
         grace, limit = self.drain.grace, self.drain.limit
         log(f"{signal.Signals(number).name}: draining, {grace:g} s of grace, {limit:g} s at most")
+        self.notifier.stopping(f"draining, {limit:g} s at most")
         self.lock.note("draining")
         self.map_check.stop()
+        self.crew.end(now)
         for child in self.children:
             if child.phase is Phase.WAITING:
                 child.phase = Phase.GONE
-            self._send(child, {"cmd": "drain"})
+            self.send(child, {"cmd": "drain"})
 
 
-class Signals:
-    """Signals as bytes on a socket, so that the loop sees them in order with everything else (signal.set_wakeup_fd)."""
-
-    def __init__(self) -> None:
-        self._read, self._write = socket.socketpair()
-        self._read.setblocking(False)
-        self._write.setblocking(False)
-        self.fd = self._read.fileno()
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-
-    def read(self) -> Iterator[int]:
-        with contextlib.suppress(BlockingIOError):
-            while data := self._read.recv(256):
-                yield from data
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep; False as soon as a signal says that we shall stop."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.fd, selectors.EVENT_READ)
-            selector.select(seconds)
-        return not any(number in (signal.SIGTERM, signal.SIGINT) for number in self.read())
+def _decoded(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def run(config_path: Path, environ: Mapping[str, str], commands: Commands | None = None) -> int:
@@ -442,12 +473,14 @@ def run(config_path: Path, environ: Mapping[str, str], commands: Commands | None
         lock.take(settings.drain.limit + LEAVE_MARGIN_S, signals.wait, log)
         lock.note("serving")
         write_last_good(state_dir, sources)
-        listeners = open_listeners(settings.listen, settings.workers)
+        listeners = open_listeners(settings.listen, settings.workers, passed_sockets(environ, os.getpid()))
         log(f"listening on {listeners}")
-    except CannotStart as error:
+    except (CannotStart, Unusable) as error:
         log(str(error))
         return 1
     except OSError as error:
         log(f"state_dir {state_dir}: {error.strerror}")
         return 1
-    return Supervisor(settings, config_path.resolve(), lock, listeners, commands, environ).serve(signals)
+    setup = Setup(LAST_GOOD, settings, listeners)
+    notifier = Notifier(environ, os.getpid())
+    return Supervisor(setup, config_path.resolve(), lock, commands, environ, notifier).serve(signals)

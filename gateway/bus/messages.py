@@ -13,10 +13,11 @@ from gateway.settings.schema import Settings
 
 
 class Hello(msgspec.Struct, tag=True, frozen=True):
-    """Worker: first message of every connection."""
+    """Worker: first message of every connection. `digest` is of the settings that it runs."""
 
     slot: int
     pid: int
+    digest: str = ""
 
 
 class Applied(msgspec.Struct, tag=True, frozen=True):

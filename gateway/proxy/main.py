@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
+import json
 import logging
 import os
+import random
 import signal
 import socket
 import sys
@@ -28,7 +31,7 @@ from gateway.core.conditions import Conditions
 from gateway.core.filtering import Chain, ChainError
 from gateway.proxy.added import load_filters
 from gateway.proxy.chain import build_chain
-from gateway.proxy.downstream import Phase
+from gateway.proxy.downstream import Downstream, Phase
 from gateway.proxy.memory import keep_freed_memory
 from gateway.proxy.worker import SWEEP_S, Worker
 from gateway.settings.filter_files import FilterFiles
@@ -45,6 +48,16 @@ GC_THRESHOLDS: Final = (20_000, 50, 100)
 """A request makes a dozen short-lived objects and no cycle: looking for cycles every 700 objects finds nothing."""
 STATE_FILE: Final = "config.last-good"
 
+TUNNEL_ENDS_S: Final = 2.0
+TUNNEL_ENDS_FRACTION: Final = 0.1
+"""Tunnels that live to the drain's limit end one by one in the last tenth of it, at most 2 s: clients that all lost
+theirs in the same moment would all come back in the same moment."""
+
+COMPLAINT_CHARS_MAX: Final = 2000
+
+QUIET_SWEEPS: Final = 2
+"""Sweeps without a connection before the end: one that was just accepted is not listed before the next turn."""
+
 
 class Process:
     """One worker process: sockets, bus, channel, drain."""
@@ -57,10 +70,15 @@ class Process:
         self.settings = settings
         self.conditions = Conditions()
         self.sockets = {"http": options.http, "hop": options.hop}
-        self.servers: dict[int, list[asyncio.AbstractServer]] = {}
+        self.servers: dict[tuple[int, str], asyncio.AbstractServer] = {}
+        self.waits: bool = options.wait
+        self.may_accept = asyncio.Event()
         self.done = asyncio.Event()
         self.draining_since: float | None = None
+        self.retired = False
         self.closing = False
+        self.quiet_sweeps = 0
+        self.tunnel_ends: dict[Downstream, float] = {}
         view = build_view(settings, self.conditions, 0)
         self.bus = BusClient(Path(options.state_dir) / "bus.sock", self.on_bus, self.on_connected)
         self.worker = Worker(
@@ -79,14 +97,21 @@ class Process:
         await self.channel.start()
         for name in (signal.SIGTERM,):
             self.loop.add_signal_handler(name, self.drain)
-        await self.serve_slot(self.slot)
+        if not self.waits:
+            await self.serve_slot(self.slot)
         self.bus.start()
         self.loop.call_later(SWEEP_S, self.sweep)
         self.tell_log_problem()
         gc.collect()
         gc.set_threshold(*GC_THRESHOLDS)
         gc.freeze()  # what is here now lives as long as the process: later collections need not look at it
-        self.channel.send({"state": "serving"})
+        if self.waits:
+            self.channel.send({"state": "ready"})
+            await self.may_accept.wait()
+            if self.draining_since is None:
+                await self.serve_slot(self.slot)
+        if self.draining_since is None:
+            self.channel.send({"state": "serving"})
         await self.done.wait()
         self.worker.close()
         await self.bus.close()
@@ -95,20 +120,27 @@ class Process:
 
     async def serve_slot(self, slot: int) -> None:
         """Accept on one slot's sockets: our own, or an orphan's that we stand in for."""
-        if slot in self.servers or self.closing:
-            return
-        servers = self.servers[slot] = []
         for listener, descriptors in self.sockets.items():
-            if slot >= len(descriptors):
+            key = slot, listener
+            if slot >= len(descriptors) or key in self.servers:
                 continue
             sock = socket.socket(fileno=os.dup(descriptors[slot]))
             sock.setblocking(False)
             factory = self.worker.accept(sock, listener)
-            servers.append(await self.loop.create_server(factory, sock=sock, backlog=BACKLOG))
+            server = await self.loop.create_server(factory, sock=sock, backlog=BACKLOG)
+            if key in self.servers or self.closing or self.retired:
+                server.close()
+            else:
+                self.servers[key] = server
 
-    def release_slot(self, slot: int) -> None:
-        for server in self.servers.pop(slot, []):
-            server.close()
+    def release(self, slot: int | None = None, keep: Sequence[str] = ()) -> None:
+        """Stop accepting: on one slot's sockets or on all, but not on those of the listeners in `keep`.
+
+        What waits in the queue stays there: others hold the same socket.
+        """
+        for key in tuple(self.servers):
+            if slot in (None, key[0]) and key[1] not in keep:
+                self.servers.pop(key).close()
 
     def tell_log_problem(self) -> None:
         """A log that cannot be opened costs no request, but its operator has to hear of it."""
@@ -128,7 +160,11 @@ class Process:
             case "release":
                 for slot in command.get("slots", []):
                     if slot != self.slot:
-                        self.release_slot(slot)
+                        self.release(slot)
+            case "accept":
+                self.may_accept.set()
+            case "retire":
+                self.retire(command.get("keep", []))
 
     def on_supervisor_lost(self) -> None:
         """Nobody holds our sockets any more: finish what is in hand, and leave."""
@@ -136,7 +172,7 @@ class Process:
         self.drain()
 
     def on_connected(self) -> None:
-        self.bus.send(Hello(self.slot, os.getpid()))
+        self.bus.send(Hello(self.slot, os.getpid(), self.settings.digest))
         for name, error in self.worker.removed.items():
             self.bus.send(FilterRemoved(name, error))
 
@@ -146,6 +182,8 @@ class Process:
             self.worker.map_changed(message)
             return
         if isinstance(message, Configured):
+            if self.retired:  # it may be of the successor's code; what is in hand ends as it began
+                return
             settings, conditions = message.settings, self.conditions
         else:
             settings, conditions = self.settings, message
@@ -174,25 +212,55 @@ class Process:
             self._drain_on(self.worker.now() - self.draining_since)
 
     def drain(self) -> None:
-        """Go on serving for the grace, with `Connection: close`; then no new connections; then the end."""
+        """The gateway ends: go on serving for the grace, with `Connection: close`; then no new connections; the end."""
+        self.worker.draining = True
+        self._leave()
+
+    def retire(self, keep: Sequence[str]) -> None:
+        """A successor accepts: this worker stops, but on listeners that nobody else serves (`keep`), for the grace.
+
+        It finishes what it has. The gateway goes on, so nobody is told that it does not.
+        """
+        if self.draining_since is None:
+            self.retired = True
+            self.release(keep=keep)
+            self._leave()
+
+    def _leave(self) -> None:
+        self.worker.leaving = True
+        self.may_accept.set()
         if self.draining_since is None:
             self.draining_since = self.worker.now()
-            self.worker.draining = self.worker.leaving = True
             self.channel.send({"state": "draining"})
 
     def _drain_on(self, elapsed: float) -> None:
-        drain = self.worker.view.drain
-        if elapsed < drain.grace:
-            return
-        if not self.closing:
+        """One sweep of the drain, `elapsed` seconds after it began."""
+        drain, downs = self.worker.view.drain, self.worker.downs
+        if elapsed >= drain.grace:
             self.closing = True
-            for slot in tuple(self.servers):
-                self.release_slot(slot)
-        for down in tuple(self.worker.downs):
-            if down.phase is Phase.HEAD and not down.busy:  # idle for at least the grace
-                down.close()
-        if not self.worker.downs or elapsed >= drain.limit:
+            self.release()
+            self._close_idle(drain.grace)
+        if elapsed >= drain.limit - min(TUNNEL_ENDS_S, TUNNEL_ENDS_FRACTION * drain.limit):
+            self._end_tunnels(elapsed, drain.limit)
+        self.quiet_sweeps = 0 if downs or self.servers else self.quiet_sweeps + 1
+        if self.quiet_sweeps >= QUIET_SWEEPS or elapsed >= drain.limit:
             self.done.set()
+
+    def _close_idle(self, grace_s: float) -> None:
+        """Close what has been idle for the grace; a client that just connected gets it too."""
+        now, keepalive_s = self.worker.now(), self.worker.view.timeouts.keepalive
+        for down in tuple(self.worker.downs):
+            idle_s = keepalive_s - (down.deadline - now)  # its deadline was set when it became idle
+            if down.phase is Phase.HEAD and not down.busy and idle_s >= grace_s:
+                down.close()
+
+    def _end_tunnels(self, elapsed: float, limit_s: float) -> None:
+        """FIN to every tunnel, each at a moment of its own before the limit."""
+        for down in tuple(self.worker.downs):
+            if down.phase is Phase.TUNNEL:
+                ends = self.tunnel_ends.setdefault(down, random.uniform(elapsed, limit_s - 2 * SWEEP_S))
+                if elapsed >= ends:
+                    down.close()
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -203,6 +271,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--http", type=_descriptors, required=True)
     parser.add_argument("--hop", type=_descriptors, default=[])
+    parser.add_argument("--settings", default=STATE_FILE)
+    parser.add_argument("--wait", action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -210,13 +280,21 @@ def _descriptors(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
 
 
-def last_good(state_dir: str) -> tuple[Settings, FilterFiles]:
+def last_good(state_dir: str, file: str = STATE_FILE) -> tuple[Settings, FilterFiles]:
     """The configuration that the supervisor or control found valid last, and the operator's filters with it.
+
+    `file` is another one of state_dir for the workers of a configuration that is still to prove itself.
 
     The filters are the very text that was validated: what became of their files since does not matter.
     """
-    sources = decode_sources((Path(state_dir) / STATE_FILE).read_bytes())
+    sources = decode_sources((Path(state_dir) / file).read_bytes())
     return load(sources, os.environ), sources.filters
+
+
+def complain(channel: int, text: str) -> None:
+    """Tell the supervisor why there will be no worker: it names that where a replacement fails."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(channel)) as sock:
+        sock.send(json.dumps({"failed": text[:COMPLAINT_CHARS_MAX]}).encode() + b"\n", socket.MSG_NOSIGNAL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -228,15 +306,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.Formatter.converter = time.gmtime
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
-    settings, filters = last_good(options.state_dir)
+    settings, filters = last_good(options.state_dir, options.settings)
     try:
         chain = build_chain(build_view(settings, Conditions(), 0), load_filters(filters.files))
     except ChainError as error:  # it was valid: what it imports is gone since. Without it, requests might pass unasked
         _log.error("the filters cannot be loaded, so this worker does not start: %s", error)
+        complain(options.channel, str(error))
         return 1
 
     async def amain() -> None:
-        await Process(asyncio.get_running_loop(), options, settings, chain).run()
+        try:
+            process = Process(asyncio.get_running_loop(), options, settings, chain)
+        except Exception as error:
+            complain(options.channel, f"{type(error).__name__}: {error}")
+            raise
+        await process.run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(amain())

@@ -1,9 +1,10 @@
 """A child for the supervisor's tests: a real process that speaks the real channel and accepts on the real sockets.
 
 It answers each connection with its own name and pid, writes what it was told to `events` in the state directory, one
-JSON object a line, and reads how to misbehave from `behave-<name>` there: `die` (exit 3 at once), `mute` (never say
-serving), `deaf` (read nothing), `stay` (ignore drain), `linger` (stop accepting upon drain, never end), `cling` (stay
-when the supervisor is gone). Upon SIGTERM it says draining, stops accepting and stays.
+JSON object a line, and reads how to misbehave from `behave-<name>` there: `die` (exit 3 at once), `fail` (when it was
+started to wait: say why and exit 4), `mute` (never say serving or ready), `deaf` (read nothing), `stay` (ignore drain,
+and stay when retired), `linger` (stop accepting upon drain, never end), `cling` (stay when the supervisor is gone).
+Upon SIGTERM it says draining, stops accepting and stays.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     for name in ("--state-dir", "--slot", "--channel", "--http", "--hop", "--config", "--admin"):
         parser.add_argument(name)
+    parser.add_argument("--settings", default="config.last-good")
+    parser.add_argument("--wait", action="store_true")
     options = parser.parse_args()
     state_dir = Path(options.state_dir)
     name = "control" if options.slot is None else f"worker-{options.slot}"
@@ -44,16 +47,27 @@ def main() -> int:
     selector = selectors.DefaultSelector()
     selector.register(channel, selectors.EVENT_READ)
     listeners = [socket.socket(fileno=int(fd)) for fd in (options.http or "").split(",") if fd]
-    if listeners:
-        selector.register(listeners[int(options.slot)], selectors.EVENT_READ)
-    if behaviour != "mute":
-        channel.sendall(b'{"state":"serving"}\n')
+
+    def accept(slot: int) -> None:
+        listeners[slot].listen()
+        listeners[slot].setblocking(False)
+        selector.register(listeners[slot], selectors.EVENT_READ)
 
     def drain_by_itself(*_: object) -> None:
         channel.sendall(b'{"state":"draining"}\n')
         selector.unregister(listeners[int(options.slot)])
 
     signal.signal(signal.SIGTERM, drain_by_itself)
+    if listeners and not options.wait:
+        accept(int(options.slot))
+    if options.wait and behaviour != "mute":
+        if behaviour == "fail":
+            channel.sendall(b'{"failed":"filters/mine.py:3: no such name"}\n')
+            return 4
+        channel.sendall(b'{"state":"ready"}\n')
+    elif behaviour != "mute":
+        channel.sendall(b'{"state":"serving"}\n')
+
     pending = b""
     while True:
         for key, _ in selector.select():
@@ -81,7 +95,17 @@ def main() -> int:
                 note(got=message)
                 if message["cmd"] == "adopt":
                     for slot in message["slots"]:
-                        selector.register(listeners[slot], selectors.EVENT_READ)
+                        accept(slot)
+                elif message["cmd"] == "accept":
+                    accept(int(options.slot))
+                    channel.sendall(b'{"state":"serving"}\n')
+                elif message["cmd"] == "retire":
+                    for key in list(selector.get_map().values()):
+                        if key.fileobj is not channel and "http" not in message["keep"]:
+                            selector.unregister(key.fileobj)
+                    channel.sendall(b'{"state":"draining"}\n')
+                    if behaviour != "stay":
+                        return 0
                 elif message["cmd"] == "release":
                     for slot in message["slots"]:
                         selector.unregister(listeners[slot])
