@@ -2,7 +2,7 @@
 `settings.filter_check`.
 
 It reads a Question, builds the chain as a worker would, and answers on its first standard output, which no filter can
-reach: what files print goes to standard error. It ends without waiting for threads that a file may have started.
+reach: what files print goes to standard error. It ends with whatever a file may have started, and waits for none of it.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def main() -> NoReturn:
     data = msgspec.json.encode(finding) + b"\n"
     while data:
         data = data[os.write(answer, data) :]
+    if os.getpgrp() == os.getpid():  # what a file has started would keep our end of the pipe open
+        os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.core.errors import GatewayError
 from gateway.core.filtering import (
     REQUIRED_INBOUND,
     Answer,
@@ -17,6 +18,8 @@ from gateway.core.filtering import (
     Respond,
     build_filters,
     compile_chain,
+    field_line,
+    without,
 )
 
 
@@ -136,3 +139,35 @@ def test_answers_are_values() -> None:
     assert Forward("app") == Forward("app", "")
     assert Respond(204) == Respond(204, (), b"")
     assert Park(1.0) != Park(2.0)
+
+
+def test_a_removable_filter_is_taken_out_and_no_other():
+    one, two = Passes("mine"), Passes("end")
+    chain = compile_chain(
+        [*map(Passes, REQUIRED_INBOUND), one], [Passes("reply"), two], [Passes("log")], frozenset({"mine", "end"})
+    )
+    after = without(without(chain, "mine"), "end")
+    assert [step.name for step in after.inbound] == list(REQUIRED_INBOUND)
+    assert after.removable == frozenset()
+    with pytest.raises(GatewayError):
+        after.endpoints["end"](object())  # type: ignore[arg-type]  # it looks at nothing
+    with pytest.raises(ValueError, match="cannot be taken out"):
+        without(chain, "identify")
+
+
+def test_the_last_async_filter_that_goes_makes_the_chain_synchronous():
+    chain = compile_chain([*map(Passes, REQUIRED_INBOUND), Waits("w")], [Passes("reply")], [], frozenset({"w"}))
+    assert chain.is_async == {"w"}
+    assert not without(chain, "w").is_async
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("X A", "b"), ("", "b"), ("X", "a\r\nY: b"), ("X", "a\n"), ("X", "\0"), ("X:", "b")]
+)
+def test_a_field_line_that_would_be_two_is_none(name: str, value: str):
+    with pytest.raises(ValueError, match="no field"):
+        field_line(name, value)
+
+
+def test_a_field_line():
+    assert field_line("X-Team", "blau \xfc") == b"X-Team: blau \xfc"
