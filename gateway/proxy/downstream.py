@@ -30,6 +30,8 @@ LINGER_BYTES_MAX: Final = 1 << 20
 REQUEST_LINE_REST_BYTES: Final = 64
 """Method, spaces and version beside the target."""
 TCHAR: Final = re.compile(TOKEN)
+EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)++")
+"""Taken in one step, however many there are: cutting them off one by one copies the rest each time."""
 
 HOLD_UPSTREAM: Final = 1
 HOLD_PIPELINE: Final = 2
@@ -198,9 +200,11 @@ class Downstream(asyncio.Protocol):
         worker = self.worker
         limits = worker.view.limits
         data = self._buffer
-        while data.startswith(b"\r\n"):  # RFC 9112, 2.2: empty lines before a request line are ignored
-            self._buffer = data = data[2:]
+        if data.startswith(b"\r\n"):  # RFC 9112, 2.2: empty lines before a request line are ignored
+            self._buffer = data = EMPTY_LINES.sub(b"", data, count=1)
             self._scanned = 0
+            if not data:
+                return False
         end = data.find(b"\r\n\r\n", self._scanned)
         if end < 0 or end > limits.header_bytes:
             return self._incomplete(data, end)
