@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
-from collections.abc import Iterable
+import sys
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 EPHEMERAL_FIRST = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 PORT_FIRST = 10_000
 ESTABLISHED = "01"
+LISTENING = "0A"
 
 
 def alive(pid: int) -> bool:
@@ -41,20 +44,33 @@ def rss_anon_bytes(pids: Iterable[int]) -> int:
 
 def client_ports(pid: int) -> set[int]:
     """The far ports of a process's established IPv4 connections: of a server on this machine, its clients' ports."""
+    return {far[1] for _, far, state in connections(pid) if state == ESTABLISHED}
+
+
+def far_ends(pid: int, listening: Collection[int]) -> set[tuple[str, int]]:
+    """(address, port) of what a process connected to or tries to: of all but what came to its `listening` ports."""
+    return {far for near, far, state in connections(pid) if state != LISTENING and near not in listening}
+
+
+def connections(pid: int) -> list[tuple[int, tuple[str, int], str]]:
+    """(near port, far address and port, state) of each TCP socket over IPv4 that the process holds."""
     inodes = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            target = os.readlink(entry)
-        except OSError:
-            continue
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
-    ports = set()
-    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
-        _, _, far, state, *rest = line.split()
-        if state == ESTABLISHED and rest[5] in inodes:
-            ports.add(int(far.rpartition(":")[2], 16))
-    return ports
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if (target := os.readlink(entry)).startswith("socket:["):
+                    inodes.add(target[8:-1])
+        table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    except OSError:
+        return []
+    found = []
+    for line in table:
+        _, near, far, state, *rest = line.split()
+        if rest[5] in inodes:
+            address, port = far.split(":")
+            host = socket.inet_ntoa(int(address, 16).to_bytes(4, sys.byteorder))
+            found.append((int(near.rpartition(":")[2], 16), (host, int(port, 16)), state))
+    return found
 
 
 def free_ports(count: int) -> list[int]:
