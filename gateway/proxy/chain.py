@@ -33,6 +33,8 @@ REGISTRIES: Final[dict[str, dict[str, FilterFactory]]] = {
 }
 LAST_BUILT_IN: Final = "log"
 """It writes what the client was sent, so it is the last outbound filter to see it."""
+CONFIGURATION: Final = "the configuration"
+"""What a problem names where nobody knows the file: a worker is given options, not their lines."""
 
 
 class Assembled(NamedTuple):
@@ -68,7 +70,11 @@ def assemble(options: Options, added: Sequence[Added], origins: Mapping[str, str
             found = f"the key {shown(name)}"
             problems.append(
                 Problem(
-                    origins.get(key, ""), 0, key, f"a filter: one of {', '.join(every)}{nearest(name, every)}", found
+                    origins.get(key, CONFIGURATION),
+                    0,
+                    key,
+                    f"a filter: one of {', '.join(every)}{nearest(name, every)}",
+                    found,
                 )
             )
     order = {
@@ -154,7 +160,7 @@ def _made(
                 raise ValueError("on_error is for filters of your own: this one is never taken out")
             made[name] = factory(given)
         except (TypeError, ValueError) as error:
-            problems.append(_refused(name, origins.get(f"filters.options.{name}", ""), plain(str(error))))
+            problems.append(_refused(name, origins.get(f"filters.options.{name}", CONFIGURATION), plain(str(error))))
     for one in added:
         try:
             made[one.name] = guarded(one.name, one.make(options.get(one.name, {})))

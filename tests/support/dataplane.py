@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.bus.messages import FromWorker
 from gateway.core.exchange import Exchange
+from gateway.core.filtering import Chain
 from gateway.core.placement import Placement
 from gateway.core.view import Cluster, ClusterTimeouts, Endpoint, HostResolver, HostTemplate, PublicUrl, Region, View
 from gateway.proxy.chain import build_chain
@@ -75,7 +76,10 @@ def view(*clusters: Cluster, region: str = "us-east-1", **more: object) -> View:
 
 @asynccontextmanager
 async def data_plane(
-    tmp_path: Path, snapshot: View, placements: Iterable[Placement] = (Placement(tenant="acme", home="us-east-1"),)
+    tmp_path: Path,
+    snapshot: View,
+    placements: Iterable[Placement] = (Placement(tenant="acme", home="us-east-1"),),
+    chain_for: Callable[[View], Chain] = build_chain,
 ) -> AsyncIterator[DataPlane]:
     """Start a worker, stop it, and fail if it leaves a connection or a task behind."""
     writer = Writer(tmp_path / "map")
@@ -83,7 +87,7 @@ async def data_plane(
     writer.close()  # LMDB opens a map once per process, and the worker is the one that needs it here
     loop = asyncio.get_running_loop()
     log, said = Lines(), []
-    worker = Worker(loop, snapshot, build_chain, tmp_path, 0, said.append, log)
+    worker = Worker(loop, snapshot, chain_for, tmp_path, 0, said.append, log)
     servers, ports = [], []
     for listener in ("http", "hop"):
         sock = socket.create_server(("127.0.0.1", 0))
