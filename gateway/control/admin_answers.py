@@ -73,6 +73,17 @@ class FilterState(msgspec.Struct, frozen=True, kw_only=True):
     removed: tuple[RemovedFilter, ...]
 
 
+class Loss(msgspec.Struct, frozen=True, kw_only=True):
+    """A change that the loss guard holds up until `landbridge map confirm`: it removes `removes` of `of` tenants."""
+
+    change: str
+    removes: int
+    of: int
+    leaves: int
+    tenants: tuple[str, ...]
+    since: str
+
+
 class MapState(msgspec.Struct, frozen=True, kw_only=True):
     """The tenant map, and how its source stands to it."""
 
@@ -88,6 +99,9 @@ class MapState(msgspec.Struct, frozen=True, kw_only=True):
     last_read: Attempt | None
     last_error: Attempt | None
     loss_guard_pending: bool
+    waiting: Loss | None
+    generation: int
+    snapshot_problem: str | None
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -149,7 +149,8 @@ class Control:
 
     async def begin(self) -> None:
         """Take in what is on disk: the watchers only tell what changes from now on."""
-        await self.facts.tenants.reload("start")
+        if await self.tenants_watch.at_rest():
+            await self.facts.tenants.reload("start")
         await self.facts.configuration.catch_up()
 
     async def open_admin(self) -> web.AppRunner:
@@ -204,7 +205,8 @@ class Control:
 
     async def reload_all(self) -> None:
         await self.facts.configuration.reload("SIGHUP")
-        await self.facts.tenants.reload("SIGHUP")
+        if await self.tenants_watch.at_rest():
+            await self.facts.tenants.reload("SIGHUP")
 
     def drain(self) -> None:
         """Go on for the workers that still serve, and say not ready; the end comes by `stop` or by time."""

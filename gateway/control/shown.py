@@ -13,6 +13,7 @@ from gateway.control import admin_answers as answers
 from gateway.control.facts import Facts
 from gateway.control.peers import PeerGateway
 from gateway.control.reload import Outcome
+from gateway.control.sources.confirm import Pending
 from gateway.core.explain import Explanation
 from gateway.core.placement import NO_VERSION, Placement
 from gateway.core.view import Ability, Endpoint
@@ -77,6 +78,22 @@ def map_status(facts: Facts) -> answers.MapState:
         last_read=_attempt(source.last),
         last_error=_attempt(source.last_error),
         loss_guard_pending=source.guard_pending,
+        waiting=_loss(source.pending),
+        generation=facts.writer.generation,
+        snapshot_problem=facts.map_file.snapshot_problem,
+    )
+
+
+def _loss(pending: Pending | None) -> answers.Loss | None:
+    if pending is None:
+        return None
+    return answers.Loss(
+        change=pending.change,
+        removes=pending.removed,
+        of=pending.known,
+        leaves=pending.records,
+        tenants=pending.first,
+        since=_time(pending.since_ms),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,9 @@ STILL_S: Final = 0.2
 
 POLL_S: Final = 0.1
 """Half of `STILL_S`, so that a change is acted upon within 0.3 s."""
+
+REST_LIMIT_S: Final = 5.0
+"""What a reload that was asked for waits for a file that is being written."""
 
 Stamp = tuple[int, int, int] | None
 """(size, mtime in ns, inode) of a file; None where there is none."""
@@ -90,6 +94,19 @@ class Watch:
     def settle(self) -> None:
         """The files as they are now are known: call it before reading them for another reason than a change."""
         self._rule.settle(stamps_of(self._paths()))
+
+    async def at_rest(self, wall_s: Callable[[], float] = time.time) -> bool:
+        """Whether the files stand still; waits for it as long as `REST_LIMIT_S`. For who reads them without a change.
+
+        A file that is still written to then is left to `run`, which sees it come to rest.
+        """
+        for _ in range(int(REST_LIMIT_S / STILL_S)):
+            written_s = max((s[1] / 1e9 for _, s in stamps_of(self._paths()) if s is not None), default=0.0)
+            if not 0 <= wall_s() - written_s < STILL_S:  # a time to come is a clock that was set, not a write
+                self.settle()
+                return True
+            await asyncio.sleep(STILL_S)
+        return False
 
     async def run(self) -> None:
         """Poll until cancelled. What is wrong with a file is told by `act`; an exception of it ends this run."""

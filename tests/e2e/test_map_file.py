@@ -21,7 +21,7 @@ import pytest_asyncio
 from gateway.store import generations
 from gateway.supervisor import child_environ, python_module
 from tests.support.client import Client, once
-from tests.support.fleet import US, Fleet, Gateway, fleet, flag_of, request, until
+from tests.support.fleet import US, Fleet, Gateway, flag_of, fleet, request, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

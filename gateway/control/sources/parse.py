@@ -29,6 +29,10 @@ CHUNK: Final = 1000
 """Records decoded in one go: below a millisecond, in which no other thread runs."""
 
 
+PROBLEMS_MAX: Final = 100
+"""What is kept and logged of a file's problems: one mistake may be in each of a hundred thousand lines."""
+
+
 class Job(msgspec.Struct, frozen=True):
     file: str
     text: bytes
@@ -111,11 +115,17 @@ def environ() -> dict[str, str]:
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
 
 
+def bounded(problems: tuple[str, ...]) -> tuple[str, ...]:
+    """The first of them, and how many more there are."""
+    more = len(problems) - PROBLEMS_MAX
+    return problems if more <= 0 else (*problems[:PROBLEMS_MAX], f"and {more} more problems")
+
+
 def work(job: Job) -> Answer:
     try:
         return Answer(Wanted.of(load_tenants(job.file, job.text, job.settings)))
     except Invalid as error:
-        return Answer(problems=tuple(map(str, error.problems)))
+        return Answer(problems=bounded(tuple(map(str, error.problems))))
     except ValueError as error:
         return Answer(problems=(f"{job.file}: {error}",))
 
