@@ -201,6 +201,14 @@ def map_confirm(
     command.confirm(config, region, change, as_json)
 
 
+@filters_app.command("list")
+def filters_list(config: Config = DEFAULT_CONFIG, region: Region = None, as_json: Json = False) -> None:
+    """List the filters in the order of a request, those of your own among them, with their state in what runs."""
+    from gateway.cli import filters as command
+
+    command.list_filters(config, region, as_json)
+
+
 @demo_app.callback()
 def demo(context: typer.Context, base_port: BasePort = None, directory: Directory = None) -> None:
     """Run three regions on this machine; Ctrl-C stops them."""
