@@ -242,3 +242,9 @@ async def test_what_is_answered_is_what_is_described(control: ControlProcess) ->
     refused, _ = await control.post(REPLACE, 401)
     problem = {"$ref": "#/components/schemas/Problem", "components": described["components"]}
     jsonschema.validate(refused, problem)
+
+
+def test_the_documentation_names_every_endpoint() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "admin-api.md").read_text()
+    for route in ROUTES:
+        assert route.path.replace("{id}", "acme") in text, route.path
