@@ -16,7 +16,7 @@ import pytest
 
 from gateway.control.admin import ROUTES
 from tests.support.client import Reply, once
-from tests.support.fleet import EU, KEY, US, Fleet, Gateway, flag_of, request
+from tests.support.fleet import EU, KEY, US, Fleet, Gateway, flag_of, request, until
 
 REPLACE = "/api/v1/workers/replace"
 FILTER = """\
@@ -105,6 +105,13 @@ async def test_each_door_opens_to_its_own(regions: Secretive) -> None:
     done = await admin(us, REPLACE, bearer("operator"), "X-Reason: a test", method="POST")
     assert (done.status, json.loads(done.body)["actor"]) == (202, "alice")
     assert [worker["pid"] for worker in json.loads(done.body)["workers"]] == before
+
+    async def replaced() -> bool:
+        now = await us.serving()
+        return len(now) == 1 and now != before
+
+    await until(replaced, "another worker serves")
+    await us.logged("asked for by alice: a test")
     outcomes = [json.loads(line)["outcome"] for line in (us.folder / "state" / "audit.log").read_text().splitlines()]
     assert outcomes == ["401 Unauthorized", "403 Forbidden", "202 Accepted"]
 
