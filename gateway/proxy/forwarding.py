@@ -41,8 +41,9 @@ def forward(relay: Relay, answer: Forward) -> None:
         lines.append(b"Transfer-Encoding: chunked")
     if request.upgrade:
         lines.append(b"Connection: upgrade\r\nUpgrade: websocket")
-    if cluster.config.region is not None and (waits(relay) or (request.expect and not relay.request_sent)):
-        lines.append(b"Expect: 100-continue")
+    if request.length and cluster.config.region is not None:
+        if waits(relay) or (request.expect and not relay.request_sent):
+            lines.append(b"Expect: 100-continue")
     lines.append(b"\r\n")
     relay.head = b"\r\n".join(lines)
     relay.tries_left = cluster.config.retries
@@ -57,20 +58,20 @@ def waits(relay: Relay) -> bool:
 
 def acquire(relay: Relay, cluster: ClusterPool) -> None:
     """A connection at once, or later through `connected` or `connect_failed`."""
+    now = relay.worker.now()
     try:
-        up = cluster.acquire(relay, relay.worker.now())
+        up = cluster.acquire(relay, now)
     except GatewayError as error:
         not_acquired(relay, cluster, error)
         return
     if up is not None:
-        connected(relay, up)
+        connected(relay, up, now)
     else:
         relay.hold_body()
 
 
-def connected(relay: Relay, up: Upstream) -> None:
+def connected(relay: Relay, up: Upstream, now: float) -> None:
     """A connection for this exchange: send what there is."""
-    now = relay.worker.now()
     relay.deadline = 0.0
     relay.up = up
     relay.sent_at = now

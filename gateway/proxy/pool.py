@@ -183,7 +183,7 @@ class ClusterPool:
         if relay.over:  # the client left meanwhile: the connection is as good as any pooled one
             pool.release(up, self.worker.now())
         else:
-            forwarding.connected(relay, up)
+            forwarding.connected(relay, up, self.worker.now())
 
     def _failed(self, pool: EndpointPool) -> None:
         pool.failures += 1
@@ -197,7 +197,7 @@ class ClusterPool:
             relay = self.waiting.popleft()
             if not relay.over:
                 up.pool.busy += 1
-                forwarding.connected(relay, up)
+                forwarding.connected(relay, up, now)
                 return
         up.deadline = now + self.config.timeouts.idle
         up.pool.idle.append(up)
