@@ -152,6 +152,7 @@ class Crew:
         try:
             setup = self._candidate() if asked.configuration else self.setup
         except (Invalid, CannotStart, OSError, ValueError) as error:
+            (self.state_dir / CANDIDATE).unlink(missing_ok=True)
             problems = error.problems if isinstance(error, Invalid) else [error]
             self._count(asked, "; ".join(map(str, problems)))
             return

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from gateway.control.facts import Restarts, WorkerProcess
+from gateway.control.facts import Replacements, Restarts, WorkerProcess
 from gateway.core.explain import Explanation
 from gateway.core.peering import PeerAnswer
 from gateway.core.view import Ability
@@ -115,6 +115,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     pids: Pids
     restarts: Restarts
+    replacements: Replacements
     config: ConfigState
     map: MapState
     filters: FilterState

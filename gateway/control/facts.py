@@ -35,6 +35,17 @@ class Restarts(msgspec.Struct, frozen=True):
     control: int = 0
 
 
+class Replacements(msgspec.Struct, frozen=True):
+    """Replacing all workers: whether one is under way, how the last one ended (done, failed) and how often each."""
+
+    running: bool = False
+    cause: str = ""
+    result: str = ""
+    why: str = ""
+    done: int = 0
+    failed: int = 0
+
+
 class Processes(msgspec.Struct, frozen=True):
     """What the supervisor last said of its children."""
 
@@ -42,6 +53,7 @@ class Processes(msgspec.Struct, frozen=True):
     control: int
     workers: tuple[WorkerProcess, ...] = ()
     restarts: Restarts = Restarts()
+    replacements: Replacements = Replacements()
 
 
 @dataclass(slots=True)

@@ -46,7 +46,15 @@ from gateway.control.facts import Facts, Processes
 from gateway.control.health_checks import HealthChecks
 from gateway.control.map_file import MapFile
 from gateway.control.peer_probes import PeerProbes
-from gateway.control.reload import FILE_CHANGED, Configuration, Loaded, NoConfiguration, Outcome, starting_point
+from gateway.control.reload import (
+    FILE_CHANGED,
+    Configuration,
+    Loaded,
+    NoConfiguration,
+    Outcome,
+    starting_point,
+    write_candidate,
+)
 from gateway.control.resolve import Resolver, bare_names
 from gateway.control.sources.confirm import CONFIRMED_FILE
 from gateway.control.sources.yaml_file import YamlFile
@@ -67,6 +75,10 @@ STOP_MARGIN_S: Final = 2.0
 READERS_EVERY_S: Final = 60.0
 """How often slots of dead readers are freed, besides at each worker's exit."""
 
+REPLACE_LIMIT_S: Final = 60.0
+REPLACE_LIMIT_EACH_S: Final = 25.0
+"""When the supervisor is given up: it says itself when a worker does not serve within 20 s."""
+
 SHUTDOWN_S: Final = 1.0
 """What admin requests under way get when control ends."""
 
@@ -86,7 +98,14 @@ class Control:
         self.checks = HealthChecks(self.judge.health, self.tasks, self.rejudge, rng)
         self.probes = PeerProbes(self.judge.peers, self.tasks, self.rejudge, rng, wall_ms)
         configuration = Configuration(
-            Path(options.config), state_dir, environ, start, self.apply, self.count_reload, wall_ms
+            Path(options.config),
+            state_dir,
+            environ,
+            start,
+            self.apply,
+            self.count_reload,
+            wall_ms,
+            self.replace_workers,
         )
         tenants = YamlFile(writer, lambda: configuration.current.settings, self.map_changed, self.count_reload, wall_ms)
         self.facts = Facts(
@@ -108,6 +127,10 @@ class Control:
         self.confirmed_watch = Watch(lambda: [state_dir / CONFIRMED_FILE], self.confirmed)
         self.bus = BusServer(state_dir / "bus.sock", self.heard, self.connected)
         self.channel: Channel | None = None
+        self.admin_address = start.settings.listen.admin
+        self.candidate: Settings | None = None
+        self.tickets = 0
+        self.replaced: asyncio.Future[str] | None = None
         for source in ("config", "tenants"):
             for result in ("applied", "refused"):
                 self.reload_series(source, result)
@@ -180,6 +203,8 @@ class Control:
                 self.stopped.set()
             case "processes":
                 self.processes_changed(message)
+            case "replaced" if message.get("ticket") == self.tickets:
+                self.replacement_ended(str(message.get("why", "")))
 
     def ask(self, message: dict[str, Any]) -> bool:
         """Say something to the supervisor; False when it does not hear."""
@@ -207,6 +232,7 @@ class Control:
         await self.facts.configuration.reload("SIGHUP")
         if await self.tenants_watch.at_rest():
             await self.facts.tenants.reload("SIGHUP")
+        self.ask({"done": "reload"})
 
     def drain(self) -> None:
         """Go on for the workers that still serve, and say not ready; the end comes by `stop` or by time."""
@@ -221,10 +247,42 @@ class Control:
 
     def supervisor_lost(self) -> None:
         LOG.error("the supervisor is gone: draining for %g s", self.facts.settings.drain.limit)
+        self.replacement_ended("the supervisor is gone")
         self.drain()
         asyncio.get_running_loop().call_later(self.facts.settings.drain.limit, self.stopped.set)
 
     # --- what changes
+
+    async def replace_workers(self, loaded: Loaded) -> str:
+        """Have new workers run `loaded`. "" once they serve; otherwise why they do not, and nothing has changed.
+
+        They say Hello before the configuration is the gateway's: it is sent to whoever runs it already.
+        """
+        old, new = self.facts.settings, loaded.settings
+        await self.resolver.use(bare_names(old) | bare_names(new))
+        self.tickets += 1
+        self.candidate = new
+        self.replaced = asyncio.get_running_loop().create_future()
+        limit_s = REPLACE_LIMIT_S + REPLACE_LIMIT_EACH_S * new.workers
+        try:
+            await asyncio.to_thread(write_candidate, self.facts.state_dir, loaded.sources)
+            if not self.ask({"ask": "replace", "ticket": self.tickets, "configuration": True}):
+                return "the supervisor does not hear"
+            async with asyncio.timeout(limit_s):
+                why = await self.replaced
+        except OSError as error:
+            why = f"{self.facts.state_dir}: {error.strerror}"
+        except TimeoutError:
+            why = f"the supervisor did not answer within {limit_s:g} s"
+        finally:
+            self.candidate = self.replaced = None
+        if why:
+            await self.resolver.use(bare_names(old))
+        return why
+
+    def replacement_ended(self, why: str) -> None:
+        if self.replaced is not None and not self.replaced.done():
+            self.replaced.set_result(why)
 
     async def apply(self, settings: Settings) -> None:
         """Make new settings the gateway's: names first, so that workers never see a cluster without addresses."""
@@ -238,6 +296,9 @@ class Control:
         new = self.facts.view
         if (old.regions, old.resolvers, set(old.clusters)) != (new.regions, new.resolvers, set(new.clusters)):
             self.tasks.spawn(self.facts.tenants.reload("configuration changed"), "validate tenants")
+        if settings.listen.admin != self.admin_address:
+            LOG.info("listen.admin: control is started again on its new socket")
+            self.ask({"ask": "restart"})
 
     def cover(self) -> None:
         """Judge, check and probe the endpoints that the settings and the resolved addresses make."""
@@ -305,10 +366,12 @@ class Control:
         """One message of a worker; what it reports is judged at once, not at the next tick."""
         facts = self.facts
         match message:
-            case Hello(slot=slot):
+            case Hello(slot=slot, digest=digest):
                 facts.applied.pop(slot, None)
                 facts.removed_filters = {key: why for key, why in facts.removed_filters.items() if key[0] != slot}
-                peer.send(Configured(facts.generation, facts.settings))
+                is_newcomer = self.candidate is not None and digest == self.candidate.digest
+                settings = self.candidate if self.candidate is not None and is_newcomer else facts.settings
+                peer.send(Configured(facts.generation, settings))
                 peer.send(facts.conditions)
                 peer.send(MapChanged(0, facts.writer.transaction(), generation=facts.writer.generation))
             case Applied(generation=generation):

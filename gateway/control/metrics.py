@@ -30,6 +30,8 @@ def gauges(facts: Facts) -> Gauges:
     found: Gauges = {
         ("landbridge_draining", ()): facts.draining,
         ("landbridge_worker_restarts_total", ()): facts.processes.restarts.worker,
+        ("landbridge_worker_replacements_total", (("result", "done"),)): facts.processes.replacements.done,
+        ("landbridge_worker_replacements_total", (("result", "failed"),)): facts.processes.replacements.failed,
     }
     _clusters(facts, found)
     _peers(facts, found)

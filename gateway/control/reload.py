@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,7 @@ from gateway.settings.schema import Settings
 LOG = logging.getLogger("landbridge.control")
 
 LAST_GOOD: Final = "config.last-good"
+CANDIDATE: Final = "config.candidate"
 
 FILTERS: Final = "filters."
 """Keys whose change new workers take in; they read them from last-good."""
@@ -78,14 +79,23 @@ def read_last_good(state_dir: Path, environ: Mapping[str, str]) -> Loaded:
 
 def write_last_good(state_dir: Path, sources: Sources) -> None:
     """Replace last-good, whole or not at all, readable by its owner only. Raises OSError. Blocks."""
-    path = state_dir / LAST_GOOD
+    _write(state_dir, LAST_GOOD, sources)
+
+
+def write_candidate(state_dir: Path, sources: Sources) -> None:
+    """Leave for the supervisor what new workers are to prove. Raises OSError. Blocks."""
+    _write(state_dir, CANDIDATE, sources)
+
+
+def _write(state_dir: Path, name: str, sources: Sources) -> None:
+    path = state_dir / name
     data = encode_sources(sources)
     try:
         if path.read_bytes() == data:
             return
     except OSError:
         pass  # it is not there, or not readable: written anew
-    temporary = state_dir / f".{LAST_GOOD}.{os.getpid()}"
+    temporary = state_dir / f".{name}.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -123,8 +133,8 @@ class Configuration:
     """What runs (`current`), and the way from the disk to it. One attempt at a time.
 
     `apply(settings)` makes new settings the gateway's; it is awaited before the attempt counts as done.
-    `ended(outcome)` hears of every attempt. `replace()` asks for new workers, which run other filters; without it a
-    change of filters is refused.
+    `ended(outcome)` hears of every attempt. `replace(loaded)` has new workers run what needs them (filters, listeners,
+    the number of workers): it returns "" when they serve it, and last-good is it; otherwise why nothing has changed.
     """
 
     def __init__(
@@ -136,7 +146,7 @@ class Configuration:
         apply: Callable[[Settings], Awaitable[None]],
         ended: Callable[[Outcome], None],
         wall_ms: Callable[[], int],
-        replace: Callable[[], object] | None = None,
+        replace: Callable[[Loaded], Awaitable[str]],
     ) -> None:
         self.path = path
         self.state_dir = state_dir
@@ -183,21 +193,20 @@ class Configuration:
                 self._refuse(cause, problems_of(error))
                 return False
             difference = compare(self.current.settings, loaded.settings)
-            problems: tuple[str, ...] = ()
-            can_replace = self._replace is not None
-            if new_filters := [key for key in difference.code if key.startswith(FILTERS)]:
+            problems = _needs_a_start(self.path, difference)
+            if any(key.startswith(FILTERS) for key in difference.code):
                 found = await asyncio.to_thread(check_filters, loaded.settings, sources.filters, self.environ)
-                problems = tuple(map(str, found.problems))
+                problems = (*map(str, found.problems), *problems)
                 loaded = msgspec.structs.replace(loaded, warnings=(*loaded.warnings, *found.warnings))
-                can_replace = can_replace or bool(problems)  # it is not for want of workers that these are refused
-            problems += _cannot_change(self.path, difference, new_filters if can_replace else [])
+            if not problems and difference.code:
+                LOG.info("%s: new workers are asked for", ", ".join(difference.code))
+                if why := await self._replace(loaded):
+                    keys = ", ".join(difference.code)
+                    problems = (f"{self.path}: {keys}: the new workers do not serve: {why}",)
             if problems:
                 self._refuse(cause, problems)
                 return False
             await self._accept(cause, loaded)
-            if new_filters and self._replace is not None:
-                LOG.info("new filters (%s): new workers are asked for", ", ".join(new_filters))
-                self._replace()
             return True
 
     def _is_echo(self, cause: str, sources: Sources) -> bool:
@@ -237,12 +246,6 @@ class Configuration:
         self._ended(outcome)
 
 
-def _cannot_change(path: Path, difference: Difference, with_new_workers: Collection[str]) -> tuple[str, ...]:
-    """Why this change cannot be made in place, by key; but for the keys that new workers will be asked for."""
-    lines = [f"{path}: {key}: a change needs a new start of the gateway" for key in difference.restart]
-    lines += [
-        f"{path}: {key}: a change needs new workers, which a reload cannot start yet: restart the gateway"
-        for key in difference.code
-        if key not in with_new_workers
-    ]
-    return tuple(lines)
+def _needs_a_start(path: Path, difference: Difference) -> tuple[str, ...]:
+    """What a running gateway cannot become, by key."""
+    return tuple(f"{path}: {key}: a change needs a new start of the gateway" for key in difference.restart)

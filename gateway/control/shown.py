@@ -42,6 +42,7 @@ def status(facts: Facts, now: float) -> answers.Status:
             workers=facts.processes.workers,
         ),
         restarts=facts.processes.restarts,
+        replacements=facts.processes.replacements,
         config=answers.ConfigState(
             file=str(current.path),
             digest=settings.digest,

@@ -54,7 +54,7 @@ unit or out of its range; a name that nothing bears. A reload that does not vali
 | ids and names | `no`, `007`, `12:30` | taken as written, before YAML's typing |
 
 *Change* says what a changed key takes: `reload` is applied in place; `new workers` needs worker processes to be
-replaced; `restart` needs a new start. Until workers can be replaced a reload refuses `new workers` by name as well.
+replaced; `restart` needs a new start. New workers that do not serve change nothing.
 """
 
 GATEWAY: Final = """

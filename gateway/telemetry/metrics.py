@@ -158,6 +158,12 @@ _ROWS: Final = (
     Metric("landbridge_worker_connections", Kind.GAUGE, "Clients' connections that are open, by worker", ("worker",)),
     Metric("landbridge_worker_restarts_total", Kind.COUNTER, "Workers that ended unasked and were started again"),
     Metric(
+        "landbridge_worker_replacements_total",
+        Kind.COUNTER,
+        "Replacements of all workers, by result: done, or failed, which changes nothing",
+        ("result",),
+    ),
+    Metric(
         "landbridge_config_reloads_total",
         Kind.COUNTER,
         "Changes of configuration or tenants file, by source (config, tenants) and result (applied, refused)",

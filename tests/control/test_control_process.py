@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.bus.messages import Applied, ConnectFailures
+from gateway.bus.messages import Applied, ConnectFailures, Hello
+from gateway.settings.loader import load, read_sources
 from gateway.store.reader import Reader
 from tests.support.application import Application, ok, status
 from tests.support.control_process import ControlProcess, control_process
@@ -139,11 +140,23 @@ async def test_a_bad_edit_changes_nothing_and_a_restart_runs_on_last_good(contro
     assert refused == 2, "counted by both lives of control"
 
 
-async def test_reload_is_at_once_and_names_what_needs_a_restart(control: ControlProcess) -> None:
+async def test_a_reload_asks_for_the_workers_that_it_needs(control: ControlProcess) -> None:
     control.file.write_text(control.file.read_text().replace("workers: 2", "workers: 3"))
     control.tell(cmd="reload")
-    await control.logged("workers: a change needs new workers")
+    await control.wait_for({"ask": "replace", "ticket": 1, "configuration": True})
+    newcomer, old = await control.worker(0), await control.worker(1)
+    newcomer.bus.send(Hello(0, 1, load(read_sources(control.file, {}), {}).digest))
+    await newcomer.configured(lambda m: m.settings.workers == 3)
+    assert (await old.configured()).settings.workers == 2
+    control.tell(cmd="replaced", ticket=1, why="worker 2 exited with 1: no such module")
+    await control.logged("workers: the new workers do not serve: worker 2 exited with 1: no such module")
+    await control.wait_for({"done": "reload"})
     assert (await control.get("/api/v1/config"))["config"]["workers"] == 2
+    control.tell(cmd="reload")
+    await control.wait_for({"ask": "replace", "ticket": 2, "configuration": True})
+    control.tell(cmd="replaced", ticket=2, why="")
+    await old.configured(lambda m: m.settings.workers == 3)
+    assert (await control.get("/api/v1/config"))["config"]["workers"] == 3
 
 
 async def test_a_region_that_goes_judges_the_tenants_again(control: ControlProcess) -> None:

@@ -11,6 +11,7 @@ import pytest
 from gateway.control.reload import (
     LAST_GOOD,
     Configuration,
+    Loaded,
     NoConfiguration,
     Outcome,
     read_disk,
@@ -44,6 +45,8 @@ class Place:
         self.environ: dict[str, str] = {}
         self.applied: list[Settings] = []
         self.outcomes: list[Outcome] = []
+        self.asked: list[Settings] = []
+        self.why = ""
         self.write(lambda text: text)
         write_last_good(self.state_dir, read_sources(self.file, self.environ))
 
@@ -54,9 +57,13 @@ class Place:
         async def apply(settings: Settings) -> None:
             self.applied.append(settings)
 
+        async def replace(loaded: Loaded) -> str:
+            self.asked.append(loaded.settings)
+            return self.why
+
         start, _ = starting_point(self.file, self.state_dir, self.environ)
         return Configuration(
-            self.file, self.state_dir, self.environ, start, apply, self.outcomes.append, wall_ms=lambda: 1_000
+            self.file, self.state_dir, self.environ, start, apply, self.outcomes.append, lambda: 1_000, replace
         )
 
     def last_good(self) -> bytes:
@@ -126,17 +133,44 @@ async def test_a_file_that_is_gone_changes_nothing(place: Place) -> None:
         (lambda text: text.replace("region: us-east-1", "region: eu-west-1"), "region"),
         (lambda text: text + "fleet: staging\n", "fleet"),
         (lambda text: text.replace("/state", "/other"), "state_dir"),
-        (lambda text: text + "workers: 7\n", "workers"),
-        (lambda text: text.replace("127.0.0.1:0", "127.0.0.1:8080"), "listen.http"),
     ],
 )
-async def test_what_needs_new_processes_is_refused_by_name(place: Place, edit: Callable[[str], str], key: str) -> None:
+async def test_what_needs_a_new_start_is_refused_by_name(place: Place, edit: Callable[[str], str], key: str) -> None:
     configuration = place.configuration()
     place.write(lambda text: slower(edit(text)))
     assert not await configuration.reload("file changed")
     assert any(f": {key}: a change needs" in problem for problem in place.outcomes[-1].problems)
     assert place.applied == []
     assert configuration.current.settings.drain.grace == 12.0, "not in part either"
+    assert place.asked == [], "nobody is asked for what cannot be"
+
+
+@pytest.mark.parametrize(
+    ("edit", "key"),
+    [
+        (lambda text: text + "workers: 7\n", "workers"),
+        (lambda text: text.replace("127.0.0.1:0", "127.0.0.1:8080"), "listen.http"),
+    ],
+)
+async def test_what_needs_new_workers_is_applied_when_they_serve(
+    place: Place, edit: Callable[[str], str], key: str
+) -> None:
+    configuration = place.configuration()
+    before = place.last_good()
+    place.why = "worker 1 exited with 4: it is broken"
+    place.write(lambda text: slower(edit(text)))
+    assert not await configuration.reload("file changed")
+    assert place.outcomes[-1].problems == (
+        f"{place.file}: {key}: the new workers do not serve: worker 1 exited with 4: it is broken",
+    )
+    assert place.applied == []
+    assert place.last_good() == before, "it is the supervisor's to write, once they serve"
+    assert configuration.current.settings.drain.grace == 12.0
+    place.why = ""
+    assert await configuration.reload("file changed")
+    assert [len(place.asked), len(place.applied)] == [2, 1]
+    assert place.applied[-1] == place.asked[-1]
+    assert place.outcomes[-1].result == "applied"
 
 
 async def test_a_secret_file_is_read_again_though_no_text_changed(place: Place, tmp_path: Path) -> None:

@@ -319,9 +319,6 @@ def test_a_reload_takes_effect_in_place_or_changes_nothing(gateway: Gateway) -> 
         gateway.process.send_signal(signal.SIGHUP)
         until(lambda: "gateway.yaml:12:" in gateway.log.read_text(), "the mistake is named")
         assert gateway.ask("/alive", {})[0] == 200
-        gateway.config.write_text(text.replace("workers: 2", "workers: 3").replace("/healthz", "/alive"))
-        gateway.process.send_signal(signal.SIGHUP)
-        until(lambda: "workers" in gateway.log.read_text().rpartition("gateway.yaml:12:")[2], "it is refused by name")
         load.goes_on()
     assert not any(load.failed), load.failed
     assert gateway.pids() == before

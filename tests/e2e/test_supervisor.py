@@ -163,7 +163,9 @@ def test_who_served_long_enough_is_started_again_at_once() -> None:
 
 
 def test_what_a_child_may_say() -> None:
-    said = {(phase, word): SAID.get((phase, word)) for phase in Phase for word in ("ready", "serving", "draining", "other")}
+    said = {
+        (phase, word): SAID.get((phase, word)) for phase in Phase for word in ("ready", "serving", "draining", "other")
+    }
     moves = {key: phase for key, phase in said.items() if phase}
     assert moves == {
         (Phase.STARTING, "ready"): Phase.READY,
