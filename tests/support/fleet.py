@@ -12,10 +12,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -324,11 +325,16 @@ def flag_of(reply: Reply) -> str:
 
 @asynccontextmanager
 async def fleet(
-    folder: Path, regions: Iterable[str] = REGIONS, tenants: str = TENANTS, **settings: Any
+    folder: Path,
+    regions: Iterable[str] = REGIONS,
+    tenants: str = TENANTS,
+    elsewhere: Mapping[str, int] = MappingProxyType({}),
+    **settings: Any,
 ) -> AsyncIterator[Fleet]:
-    """A started fleet; `settings` are fields of every `Gateway`."""
+    """A started fleet; `settings` are fields of every `Gateway`. `elsewhere`: ports of applications not run here."""
     made = Fleet(folder, regions, tenants)
     for gateway in made.gateways.values():
+        gateway.application.port = elsewhere.get(gateway.region, 0)
         for name, value in settings.items():
             setattr(gateway, name, value)
     try:
