@@ -110,6 +110,7 @@ class Pages:
         self.fd = fd
         self.meta = read_meta(fd)
         self.page_bytes = self.meta.page_bytes
+        self._bytes = os.fstat(fd).st_size  # of a file that only grows: what this commit reaches was written before it
 
     def databases(self) -> dict[bytes, Tree]:
         """The named databases. Raises Damage."""
@@ -167,10 +168,10 @@ class Pages:
     def _read(self, number: int, pages: int = 1) -> bytes:
         if not 2 <= number <= self.meta.last_page or pages > self.meta.last_page + 1 - number:
             raise Damage(f"page {number} is none of the {self.meta.last_page + 1} that there are")
-        data = os.pread(self.fd, pages * self.page_bytes, number * self.page_bytes)
-        if len(data) < pages * self.page_bytes:
+        if (number + pages) * self.page_bytes > self._bytes:
             raise Damage(f"the file ends before page {number + pages - 1} of {self.meta.last_page + 1}")
-        if int.from_bytes(data[:8], "little") != number:
+        data = os.pread(self.fd, pages * self.page_bytes, number * self.page_bytes)
+        if len(data) < pages * self.page_bytes or int.from_bytes(data[:8], "little") != number:
             raise Damage(f"page {number} is not where it belongs")
         return data
 

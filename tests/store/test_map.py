@@ -23,7 +23,8 @@ from gateway.store import generations, tables
 from gateway.store import writer as writer_module
 from gateway.store.reader import REOPEN_EVERY, Reader
 from gateway.store.record import CorruptRecord, MapMeta, StoreError, digest_of, encode_placement
-from gateway.store.writer import Writer
+from gateway.store.wanted import Wanted
+from gateway.store.writer import Writer, new_generation
 
 ACME = Placement(tenant="acme", home="us-east-1", hosts=("shop.acme.com", "acme.org"))
 GLOBEX = Placement(tenant="globex", home="eu-west-1", version=Version(7, 0, ""))
@@ -404,3 +405,108 @@ def test_any_sequence_of_maps_leaves_exactly_the_last(
             for t in "abcdefgh":
                 for n in range(3):
                     assert writer.host(f"{t}{n}.com") == owners.get(f"{t}{n}.com")
+
+
+# --- generations
+
+
+def rebuild(directory: Path, *placements: Placement, complete: bool = True) -> int:
+    """What the check does: a new generation, with this content or empty, that counts from now on."""
+    with generations.locked(directory):
+        return new_generation(directory, content=Wanted.of(placements) if complete else None, at_ms=7)
+
+
+def test_reader_and_writer_follow_to_another_generation(directory: Path) -> None:
+    write(directory, ACME)
+    with closing(Reader(directory)) as reader:
+        assert reader.placement("acme") == ACME
+        assert not reader.follow()
+        assert rebuild(directory, GLOBEX) == 2
+        assert reader.placement("acme") == ACME, "until it is told to"
+        assert reader.follow()
+        assert (reader.generation, reader.placement("acme"), reader.placement("globex")) == (2, None, GLOBEX)
+        assert reader.meta().written_ms == 7
+    with closing(Writer(directory)) as writer:
+        assert writer.generation == 2
+        assert not writer.follow()
+        rebuild(directory, INITECH)
+        assert not writer.is_in_place()
+        assert writer.follow()
+        assert writer.is_in_place()
+        assert (writer.generation, writer.placement("initech")) == (3, INITECH)
+        assert writer.replace([ACME], 9).generation == 3
+
+
+def test_a_reader_leaves_a_complete_map_for_a_complete_one_only(directory: Path) -> None:
+    write(directory, ACME)
+    with closing(Reader(directory)) as reader:
+        assert reader.complete()
+        rebuild(directory, complete=False)
+        assert not reader.follow()
+        assert (reader.generation, reader.placement("acme")) == (1, ACME)
+        run(directory, "writer.replace([Placement(tenant='globex', home='x')], 1)")
+        assert reader.follow()
+        assert (reader.generation, reader.placement("acme")) == (2, None)
+
+
+def test_a_map_made_anew_under_the_same_number_is_followed(directory: Path) -> None:
+    write(directory, ACME)
+    with closing(Reader(directory)) as reader:
+        assert reader.placement("acme") == ACME
+        shutil.rmtree(directory)
+        assert not reader.in_place()
+        run(directory, "writer.replace([Placement(tenant='globex', home='x')], 1)")
+        assert reader.follow()
+        assert (reader.generation, reader.placement("acme")) == (1, None)
+
+
+@pytest.mark.parametrize("pages", [0, 1, 5])
+def test_a_map_cut_short_under_its_reader_is_an_error_and_no_signal(directory: Path, pages: int) -> None:
+    write(directory, *(Placement(tenant=f"t{n}", home="x") for n in range(500)))
+    data = generation(directory) / "data.mdb"
+    whole = data.read_bytes()
+    with closing(Reader(directory)) as reader:
+        assert reader.placement("t1") is not None
+        os.truncate(data, pages * 4096)
+        assert not reader.in_place()
+        for call in (lambda: reader.placement("t400"), lambda: reader.host("h"), reader.meta, reader.transaction):
+            with pytest.raises(StoreError, match="was cut from"):
+                call()
+        assert not reader.complete()
+    data.write_bytes(whole)
+    with closing(Writer(directory)) as writer:
+        assert writer.is_in_place()
+        os.truncate(data, pages * 4096)
+        assert not writer.is_in_place()
+        with pytest.raises(StoreError, match="was cut from"):
+            writer.replace([ACME], 1)
+    with closing(Reader(directory)) as reader:
+        assert not reader.complete()
+    with pytest.raises(StoreError, match="cut short"):
+        Writer(directory)
+
+
+def test_a_writer_whose_map_is_gone_makes_another(directory: Path) -> None:
+    with closing(Writer(directory)) as writer:
+        writer.replace([ACME], 1)
+        shutil.rmtree(directory)
+        assert writer.follow()
+        assert not writer.complete()
+        writer.replace([GLOBEX], 2)
+    with closing(Reader(directory)) as reader:
+        assert reader.placement("globex") == GLOBEX
+
+
+def test_a_tenant_whose_key_was_scribbled_over_is_not_readable_instead_of_unknown(directory: Path) -> None:
+    """Wherever the key falls in its page's order, the search for the true one ends beside it."""
+    every = [Placement(tenant=f"tenant-{n:02}", home="us-east-1") for n in range(30)]
+    for scribble_over in (b"\x00", b"t", b"\xff", b"tenant-2"):
+        for victim in (0, 1, 14, 15, 28, 29):
+            shutil.rmtree(directory, ignore_errors=True)
+            write(directory, *every)
+            data = generation(directory) / "data.mdb"
+            key = every[victim].tenant.encode()
+            scribbled = data.read_bytes().replace(key, scribble_over.ljust(len(key), b"0"))
+            data.write_bytes(scribbled)
+            with closing(Reader(directory)) as reader, pytest.raises(CorruptRecord):
+                assert reader.placement(every[victim].tenant) is None
