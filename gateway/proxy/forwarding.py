@@ -151,6 +151,7 @@ def request_data(relay: Relay, data: bytes) -> None:
     if up is None or relay.awaits_100:
         if body is not None:  # nothing is read meanwhile; this is what was already here
             body.append(data)
+            relay.hold_body()
         return
     if body is not None:
         body.append(data)

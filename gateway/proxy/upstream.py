@@ -145,7 +145,8 @@ class Upstream(asyncio.Protocol):
         if relay is not None:
             if self.phase is _HEAD:
                 timeouts = self.pool.cluster.config.timeouts
-                self.deadline = self.worker.now() + timeouts.response if relay.request_sent else 0.0
+                waits = relay.request_sent or relay.awaits_100
+                self.deadline = self.worker.now() + timeouts.response if waits else 0.0
             elif self.phase is _TUNNEL:
                 self.deadline = 0.0
             relay.down.hold_reading(False)

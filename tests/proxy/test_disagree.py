@@ -14,8 +14,9 @@ import pytest
 from gateway.core.following import OVERRIDE_S
 from gateway.core.hop import Unavailable, Verdict, sign_verdict, signature_of
 from gateway.core.placement import Failover, Placement, Version
+from gateway.core.view import ClusterTimeouts
 from tests.support.client import Client, Reply, once
-from tests.support.dataplane import KEY
+from tests.support.dataplane import KEY, cluster
 from tests.support.facts import REGIONS, Facts, browser, record
 from tests.support.model import Site, travel
 from tests.support.origin import Origin, Seen, read_chunked
@@ -469,3 +470,44 @@ async def test_a_try_that_may_have_reached_somebody_is_not_followed_elsewhere(tm
         assert len(eu.requests) == 3
         assert received(three) == {}
     await eu.stop()
+
+
+async def test_a_stale_connection_is_no_third_send(tmp_path: Path):
+    """The second hop meets a pooled connection that dies: once more would be the third send."""
+    globex = Placement(tenant="globex", home=AP, version=Version(1))
+    ap = await Origin().start()
+    async with three_regions(tmp_path, {US: (OLD, globex), EU: (NEW,)}) as three:
+        three.know(ap_southeast_2=ap.port)
+        assert (await once(three.planes[US].port, GET.replace(b"acme", b"globex"))).status == 200
+
+        async def dies(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+            return False
+
+        ap.answer = dies
+        reply = await once(three.planes[US].port, GET)
+        assert reply.status == 502
+        assert b"upstream_reset" in reply.body
+        assert (len(ap.requests), ap.connections) == (2, 1)
+        assert len(three.planes[EU].log.exchanges) == 1
+    await ap.stop()
+
+
+async def test_a_peer_that_never_says_100_is_waited_for_as_long_as_for_an_answer(tmp_path: Path):
+    head = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head.set()
+        assert await reader.read() == b""
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    async with three_regions(tmp_path, {US: (OLD,)}) as three:
+        port = server.sockets[0].getsockname()[1]
+        us = three.planes[US]
+        brief = cluster(f"region:{EU}", port, region=EU, timeouts=ClusterTimeouts(response=0.2))
+        us.swap(clusters={**us.worker.view.clusters, f"region:{EU}": brief})
+        reply = await once(us.port, post(100_000) + b"x" * 100)
+        assert reply.status == 504
+        assert head.is_set()
+    server.close()
