@@ -123,7 +123,7 @@ async def answered(work: Awaitable[web.StreamResponse], request: web.Request) ->
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
-        LOG.exception("admin: %s failed", request.path)
+        LOG.exception("admin: %s %r failed", request.method, request.path)  # a decoded path may hold line breaks
         return problem(500, "Internal error", "the log of the gateway says what happened", region)
 
 

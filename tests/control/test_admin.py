@@ -12,6 +12,7 @@ import jsonschema
 import msgspec
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from gateway.control.admin import ROUTES, add_routes
 from gateway.control.admin_access import FAILURES_BURST
@@ -169,6 +170,14 @@ async def test_off_loopback_everything_but_the_probes_takes_a_token(elsewhere: C
     await elsewhere.post(REPLACE, 202, **bearer(OPERATOR), **{"X-Reason": "x"})
 
 
+async def test_off_loopback_a_reload_cannot_take_the_last_token_away(elsewhere: ControlProcess) -> None:
+    elsewhere.file.write_text(elsewhere.file.read_text().partition("admin:\n")[0])
+    elsewhere.tell(cmd="reload")
+    await elsewhere.logged("listen.admin: expected a loopback address, since admin.tokens has none")
+    await elsewhere.get("/api/v1/status", 401)
+    await elsewhere.get("/api/v1/status", **bearer(VIEWER))
+
+
 async def test_who_guesses_has_to_wait_and_cannot_fill_the_audit_log(elsewhere: ControlProcess) -> None:
     for number in range(FAILURES_BURST):
         await elsewhere.post(REPLACE, 401, **bearer(f"{BAD}{number}"))
@@ -248,3 +257,23 @@ def test_the_documentation_names_every_endpoint() -> None:
     text = (Path(__file__).parents[2] / "docs" / "admin-api.md").read_text()
     for route in ROUTES:
         assert route.path.replace("{id}", "acme") in text, route.path
+
+
+ODD = ["x" * 600, "%00", "%ff%fe", "%F0%9F%A7%B1" * 40, "a%2Fb", "..%2f", "%0d%0aX:1", "", "*", "-1", "9" * 400]
+
+
+async def test_odd_parameters_are_answered_and_fail_nothing(control: ControlProcess) -> None:
+    await control.logged("tenants applied")
+    for odd in ODD:
+        for path in (
+            f"/api/v1/tenants/{odd}",
+            f"/api/v1/tenants?after={odd}",
+            f"/api/v1/tenants?filter={odd}",
+            f"/api/v1/tenants?limit={odd}",
+            f"/api/v1/explain?host={odd}",
+            f"/api/v1/explain?host=acme.test&path={odd}&method={odd}",
+            f"/api/v1/explain?host=acme.test&header={odd}:{odd}",
+            f"/{odd}",
+        ):
+            async with control.client.get(URL(path, encoded=True)) as response:
+                assert response.status in (200, 400, 404), (path, await response.text())
