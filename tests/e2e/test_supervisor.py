@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -9,13 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.children import ALIVE, BACKOFF_MAX_S, SAID, SETTLED_S, Child, Phase, backoff
+from gateway.settings.loader import decode_sources, encode_sources, load, read_sources
 from gateway.supervisor import child_environ, python_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,11 +81,16 @@ class Gateway:
         self.errors = directory / "stderr"
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, start_limit_s: float = 20.0) -> subprocess.Popen[bytes]:
+    def start(
+        self, start_limit_s: float = 20.0, before: Sequence[str] = (), pass_fds: Sequence[int] = (), **environ: str
+    ) -> subprocess.Popen[bytes]:
+        """`before`: what is run in front, and becomes it; `environ` is added to ours."""
         with open(self.errors, "ab") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-c", RUN, str(self.config), str(CHILD), str(start_limit_s)],
+                [sys.executable, *before, "-c", RUN, str(self.config), str(CHILD), str(start_limit_s)],
                 cwd=ROOT,
+                env={**os.environ, **environ},
+                pass_fds=pass_fds,
                 stderr=errors,
                 stdin=subprocess.DEVNULL,
             )
@@ -423,3 +431,242 @@ def test_a_serve_that_waited_in_vain_says_for_whom(gateway: Gateway) -> None:
     assert gateway.start().wait(LIMIT_S) == 1
     assert f"process {first.pid} or its workers did not end in 3.5 s" in gateway.log()
     assert len(gateway.starts("control")) == 1
+
+
+# --- replacements
+
+
+def serving_pids(gateway: Gateway) -> list[int]:
+    """The pids of the workers that serve, by slot, as control was told last."""
+    told = gateway.told("control", "processes")[-1]
+    return [w["pid"] for w in told["workers"] if w["state"] == "serving"]
+
+
+def report(gateway: Gateway) -> dict[str, Any]:
+    """How control was told that the last replacement went, once none is under way."""
+
+    def ended() -> dict[str, Any] | None:
+        found: dict[str, Any] = gateway.told("control", "processes")[-1]["replacements"]
+        return found if found["result"] and not found["running"] else None
+
+    result: dict[str, Any] = until(ended, "a replacement has ended")
+    return result
+
+
+def candidate(gateway: Gateway, edit: Callable[[str], str]) -> None:
+    """Leave another configuration where control would, and have control ask for it."""
+    gateway.config.write_text(edit(gateway.config.read_text()))
+    sources = read_sources(gateway.config, {})
+    (gateway.state / "config.candidate").write_bytes(encode_sources(sources))
+    (gateway.state / "say-control").write_text(json.dumps({"ask": "replace", "ticket": 7, "configuration": True}))
+    os.kill(gateway.starts("control")[-1]["pid"], signal.SIGUSR1)
+
+
+def answered(gateway: Gateway) -> str:
+    """What control was told of its wish: why nothing changed, or ""."""
+    until(lambda: gateway.told("control", "replaced"), "control is answered")
+    told = gateway.told("control", "replaced")[-1]
+    assert told["ticket"] == 7
+    return str(told["why"])
+
+
+def test_sigusr2_replaces_slot_after_slot(gateway: Gateway) -> None:
+    process = gateway.start()
+    gateway.serving()
+    old = serving_pids(gateway)
+    process.send_signal(signal.SIGUSR2)
+    until(lambda: len(serving_pids(gateway)) == 2 and not set(old) & set(serving_pids(gateway)), "both are replaced")
+    assert report(gateway) == {
+        "running": False,
+        "cause": "SIGUSR2",
+        "result": "done",
+        "why": "",
+        "done": 1,
+        "failed": 0,
+    }
+    for slot in (0, 1):
+        assert gateway.told(f"worker-{slot}", "retire") == [{"cmd": "retire", "keep": []}]
+    order = [
+        (e["who"], "started" if "started" in e else e["got"]["cmd"]) for e in gateway.events() if e["pid"] not in old
+    ]
+    assert order.index(("worker-0", "started")) < order.index(("worker-1", "started"))
+    until(lambda: not any(map(alive, old)), "the replaced are gone")
+    assert gateway.told("control", "processes")[-1]["restarts"] == {"worker": 0, "control": 0}
+
+
+def test_a_newcomer_that_fails_leaves_who_serves(gateway: Gateway) -> None:
+    process = gateway.start()
+    gateway.serving()
+    old = serving_pids(gateway)
+    gateway.behave("worker-0", "die")
+    process.send_signal(signal.SIGUSR2)
+    assert report(gateway)["why"] == "worker 0 exited with 3"
+    assert report(gateway)["failed"] == 1
+    assert serving_pids(gateway) == old
+    assert {int(gateway.answer().split()[1]) for _ in range(20)} <= set(old)
+    assert "replacing workers (SIGUSR2) failed, nothing changes: worker 0 exited with 3" in gateway.log()
+
+
+def test_a_replaced_worker_that_stays_is_listed_and_ends_with_the_gateway(gateway: Gateway) -> None:
+    gateway.config.write_text(gateway.config.read_text().replace("limit: 5s", "limit: 2s"))
+    gateway.behave("worker-1", "stay")
+    process = gateway.start()
+    gateway.serving()
+    old = serving_pids(gateway)
+    gateway.behave("worker-1", "")
+    process.send_signal(signal.SIGUSR2)
+    report(gateway)
+    shown = [(w["slot"], w["state"]) for w in gateway.told("control", "processes")[-1]["workers"]]
+    assert sorted(shown) == [(0, "serving"), (1, "draining"), (1, "serving")]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(LIMIT_S) == 0
+    assert not alive(old[1])
+
+
+def test_another_number_of_workers_and_another_address(gateway: Gateway) -> None:
+    gateway.start()
+    gateway.serving()
+    old, before = serving_pids(gateway), gateway.http
+    (gateway.http,) = free_ports(1)
+    candidate(gateway, lambda t: t.replace("workers: 2", "workers: 3").replace(f":{before}'", f":{gateway.http}'"))
+    assert answered(gateway) == ""
+    gateway.serving(3)
+    assert len({gateway.answer() for _ in range(60)}) == 3
+    assert not set(old) & set(serving_pids(gateway))
+    assert gateway.told("worker-0", "retire") == [{"cmd": "retire", "keep": ["http"]}], "it is served for the grace"
+    last_good = decode_sources((gateway.state / "config.last-good").read_bytes())
+    assert load(last_good, {}).workers == 3
+    candidate(gateway, lambda t: t.replace("workers: 3", "workers: 1"))
+    until(lambda: len(gateway.told("control", "replaced")) == 2, "fewer are taken in too")
+    gateway.serving(1)
+    survivor = serving_pids(gateway)[0]
+    assert sorted(slot for told in gateway.told("worker-0", "adopt") for slot in told["slots"]) == [1, 2]
+    assert {gateway.answer() for _ in range(60)} == {f"worker-0 {survivor}"}, "sockets of removed slots are served"
+
+
+@pytest.mark.parametrize(
+    ("how", "why"), [("fail", "filters/mine.py:3: no such name"), ("mute", "did not serve within")]
+)
+def test_a_configuration_whose_workers_fail_changes_nothing(gateway: Gateway, how: str, why: str) -> None:
+    gateway.start(start_limit_s=1.0)
+    gateway.serving()
+    old, before = serving_pids(gateway), gateway.http
+    good = (gateway.state / "config.last-good").read_bytes()
+    (other,) = free_ports(1)
+    gateway.behave("worker-1", how)
+    candidate(gateway, lambda t: t.replace("workers: 2", "workers: 3").replace(f":{before}'", f":{other}'"))
+    assert why in answered(gateway)
+    assert serving_pids(gateway) == old
+    assert not gateway.told("worker-0", "accept"), "the one that was ready never accepted"
+    assert (gateway.state / "config.last-good").read_bytes() == good
+    assert not (gateway.state / "config.next").exists()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", other))
+    os.kill(old[0], signal.SIGKILL)
+    until(
+        lambda: len(serving_pids(gateway)) == 2 and old[0] not in serving_pids(gateway), "who dies comes back as before"
+    )
+    assert "--settings" not in gateway.starts("worker-0")[-1]["started"]
+
+
+# --- systemd
+
+
+class Manager:
+    """The other end of NOTIFY_SOCKET: a real datagram socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.settimeout(LIMIT_S)
+
+    def hears(self, name: str) -> dict[str, str]:
+        """The next datagram that says `name`."""
+        while True:
+            lines = self.socket.recv(4096).decode().splitlines()
+            said = dict(line.split("=", 1) for line in lines)
+            if name in said:
+                return said
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    manager = Manager(tmp_path / "notify")
+    yield manager
+    manager.socket.close()
+
+
+def test_the_service_manager_is_told(gateway: Gateway, manager: Manager) -> None:
+    process = gateway.start(NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="400000")
+    ready = manager.hears("READY")
+    assert ready == {"READY": "1", "STATUS": "2 of 2 workers serve"}
+    began = time.monotonic()
+    for _ in range(3):
+        assert manager.hears("WATCHDOG") == {"WATCHDOG": "1"}
+    assert 0.3 < time.monotonic() - began < 2.0
+    gateway.serving()
+    process.send_signal(signal.SIGUSR2)
+    reloading = manager.hears("RELOADING")
+    assert 0 <= time.monotonic() - int(reloading["MONOTONIC_USEC"]) / 1e6 < 5
+    assert manager.hears("READY")["STATUS"] == "2 of 2 workers serve"
+    process.send_signal(signal.SIGHUP)
+    assert manager.hears("RELOADING")["STATUS"] == "reading the configuration again"
+    (gateway.state / "say-control").write_text('{"done": "reload"}')
+    os.kill(gateway.starts("control")[-1]["pid"], signal.SIGUSR1)
+    assert manager.hears("READY")["READY"] == "1"
+    process.send_signal(signal.SIGTERM)
+    assert manager.hears("STOPPING")["STOPPING"] == "1"
+    assert process.wait(LIMIT_S) == 0
+    assert [e["environ"] for e in gateway.events() if e.get("environ")] == [], "no child can speak for the gateway"
+
+
+ACTIVATE = """
+import os, sys
+names, fds = sys.argv[1].split(":"), [int(fd) for fd in sys.argv[2].split(",")]
+for place, fd in enumerate(fds):
+    os.dup2(fd, 3 + place, inheritable=True)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(names)}
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_passed_sockets_are_served_and_outlive_us(gateway: Gateway, share: bool) -> None:
+    """With ReusePort= every slot gets a socket of its own; without, the slots share the one that was passed."""
+    with contextlib.ExitStack() as stack:
+        sockets = []
+        for port in (gateway.http, gateway.admin):
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(share))
+            sock.bind(("127.0.0.1", port))
+            sock.listen()
+            sockets.append(sock)
+        high = [fcntl.fcntl(sock, fcntl.F_DUPFD, 100) for sock in sockets]
+        for fd in high:
+            stack.callback(os.close, fd)
+        process = gateway.start(before=["-c", ACTIVATE, "http:admin", ",".join(map(str, high))], pass_fds=high)
+        gateway.serving()
+        until(lambda: len({gateway.answer() for _ in range(40)}) == 2, "both slots take connections")
+        given = gateway.starts("worker-0")[0]["started"]
+        descriptors = given[given.index("--http") + 1].split(",")
+        assert len(set(descriptors)) == (2 if share else 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == 0
+        with socket.create_connection(("127.0.0.1", gateway.http), timeout=LIMIT_S):
+            pass  # it waits in the queue of the manager's socket for the next start
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [("web", "descriptor 3 is named 'web'"), ("admin:admin", "more than one socket is named admin")],
+)
+def test_passed_sockets_that_cannot_be_used_are_named(gateway: Gateway, names: str, why: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        high = [fcntl.fcntl(sock, fcntl.F_DUPFD, 100) for _ in names.split(":")]
+        process = gateway.start(before=["-c", ACTIVATE, names, ",".join(map(str, high))], pass_fds=high)
+        assert process.wait(LIMIT_S) == 1
+        for fd in high:
+            os.close(fd)
+    assert why in gateway.log()

@@ -36,7 +36,7 @@ def main() -> int:
 
     behaviour_file = state_dir / f"behave-{name}"
     behaviour = behaviour_file.read_text() if behaviour_file.exists() else ""
-    note(started=sys.argv[1:])
+    note(started=sys.argv[1:], environ=[key for key in os.environ if key.startswith(("NOTIFY", "LISTEN_", "WATCHDOG"))])
     if behaviour == "die":
         return 3
     channel = socket.socket(fileno=int(options.channel))
@@ -58,6 +58,8 @@ def main() -> int:
         selector.unregister(listeners[int(options.slot)])
 
     signal.signal(signal.SIGTERM, drain_by_itself)
+    if name == "control":  # says what the file `say-control` holds when a test signals it
+        signal.signal(signal.SIGUSR1, lambda *_: channel.sendall((state_dir / "say-control").read_bytes() + b"\n"))
     if listeners and not options.wait:
         accept(int(options.slot))
     if options.wait and behaviour != "mute":
