@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -158,6 +159,8 @@ class Control:
             (self.begin, "read files"),
         ):
             self.tasks.keep(work, name)
+        gc.collect()
+        gc.freeze()  # what is here now lives as long as the process: no collection has to stop the loop to look at it
         if self.channel is not None:
             await self.channel.start()
             self.channel.send({"state": "draining" if facts.draining else "serving"})

@@ -462,7 +462,7 @@ _MAP: Final = {
     "file": Key(FilePath(), "The tenants file.", "tenants.yaml"),
     "loss_guard": Key(
         Scalar("percentage", "a percentage such as 5%", units.percent, 0.0, schema=like(units.PERCENT)),
-        "A change that removes more than this share and at least 10 tenants, or all of them, is not applied.",
+        "A change that removes more than this share and at least 10 tenants, or all of them, waits for `map confirm`.",
         "5%",
     ),
     "redis": Key(Later(), "The replicated map."),

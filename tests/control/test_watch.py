@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.control import watch as watch_module
 from gateway.control.watch import Stamps, StandStill, Watch, stamps_of
 
 A: Stamps = (("f", (1, 1, 1)),)
@@ -91,3 +92,23 @@ async def test_replacement_deletion_and_a_swapped_symlink_are_changes(acted: tup
 
 def test_stamps_of_what_cannot_be_read_are_none(tmp_path: Path) -> None:
     assert stamps_of([tmp_path / "none"]) == ((str(tmp_path / "none"), None),)
+
+
+async def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "tenants.yaml"
+    watch = Watch(lambda: [file], lambda: asyncio.sleep(0))
+    assert await watch.at_rest(), "there is none"
+    file.write_text("a")
+    written_s = file.stat().st_mtime_ns / 1e9
+    clock = [written_s + 0.05, written_s + 0.19, written_s + 0.2]
+    assert await watch.at_rest(lambda: clock.pop(0))
+    assert clock == []
+    assert await watch.at_rest(lambda: written_s - 1), "its time has yet to come: a clock was set"
+
+
+async def test_a_file_that_never_rests_is_left_to_the_poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "REST_LIMIT_S", 0.4)
+    file = tmp_path / "tenants.yaml"
+    file.write_text("a")
+    watch = Watch(lambda: [file], lambda: asyncio.sleep(0))
+    assert not await watch.at_rest(lambda: file.stat().st_mtime_ns / 1e9 + 0.1)

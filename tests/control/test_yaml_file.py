@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from gateway.bus.messages import MapChanged
 from gateway.control.reload import Outcome
-from gateway.control.sources import yaml_file
+from gateway.control.sources import confirm, yaml_file
 from gateway.control.sources.confirm import loss
-from gateway.control.sources.parse import CHUNK, Answer, join, split
+from gateway.control.sources.parse import CHUNK, PROBLEMS_MAX, Answer, join, split
 from gateway.control.sources.yaml_file import YamlFile
 from gateway.core.placement import Placement
 from gateway.settings.schema import Address, ClusterSettings, Listen, RegionSettings, Settings, TenantMapSettings
@@ -47,6 +50,7 @@ class Source:
     """A tenants file, its store, and what came of each attempt."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.file = folder / "tenants.yaml"
         self.settings = Settings(
             region="us-east-1",
@@ -239,3 +243,136 @@ async def test_a_child_that_fails_is_a_problem_of_the_file(source: Source, monke
     source.write("acme", "globex")
     assert not await source.source.reload("start")
     assert "the parser ended with 1" in source.outcomes[-1].problems[0]
+
+
+# --- a loss that is meant
+
+
+async def lost(source: Source) -> str:
+    """A file that loses everything waits; the change's name."""
+    source.write(*(f"t{n}" for n in range(40)))
+    await source.source.reload("start")
+    source.write("other")
+    assert not await source.source.reload("file changed")
+    pending = confirm.waiting(source.folder)
+    assert pending is not None
+    assert pending == source.source.pending
+    assert (pending.removed, pending.known, pending.records) == (40, 40, 1)
+    assert pending.first[:2] == ("t0", "t1")
+    assert pending.change in source.outcomes[-1].problems[0]
+    return pending.change
+
+
+async def test_a_confirmed_loss_passes_once(source: Source) -> None:
+    change = await lost(source)
+    confirm.confirm(source.folder, change)
+    assert await source.source.reload("confirmed")
+    assert source.ids() == ["other"]
+    assert source.state() == (False, False)
+    assert (confirm.waiting(source.folder), confirm.confirmed(source.folder)) == (None, None)
+    source.write()
+    assert not await source.source.reload("file changed"), "the next one waits again"
+
+
+async def test_a_confirmation_is_for_one_change(source: Source) -> None:
+    change = await lost(source)
+    source.write("another")
+    confirm.confirm(source.folder, change)
+    assert not await source.source.reload("file changed")
+    assert len(source.ids()) == 40
+    pending = confirm.waiting(source.folder)
+    assert pending is not None
+    assert pending.change != change
+    assert confirm.confirmed(source.folder) is None, "it is void"
+
+
+async def test_the_same_loss_after_another_map_is_another_change(source: Source) -> None:
+    change = await lost(source)
+    source.write(*(f"t{n}" for n in range(40)), "more")
+    assert await source.source.reload("file changed")
+    assert confirm.waiting(source.folder) is None
+    source.write("other")
+    assert not await source.source.reload("file changed")
+    pending = confirm.waiting(source.folder)
+    assert pending is not None
+    assert pending.change != change
+
+
+async def test_a_confirmation_outlives_control(source: Source) -> None:
+    change = await lost(source)
+    confirm.confirm(source.folder, change)
+    again = YamlFile(source.writer, lambda: source.settings, source.changes.append, source.outcomes.append, lambda: 1)
+    assert await again.reload("start")
+    assert source.ids() == ["other"]
+
+
+async def test_what_waited_is_forgotten_with_the_file_that_asked(source: Source) -> None:
+    await lost(source)
+    source.file.write_text("tenants: [")
+    assert not await source.source.reload("file changed")
+    assert confirm.waiting(source.folder) is None
+    assert source.state() == (True, False)
+
+
+async def test_a_mistake_in_every_line_is_told_a_hundred_times(source: Source) -> None:
+    source.write(*(f"t{n}" for n in range(300)), home="mars")
+    assert not await source.source.reload("start")
+    problems = source.outcomes[-1].problems
+    assert len(problems) == PROBLEMS_MAX + 1
+    assert problems[-1] == "and 200 more problems"
+
+
+# --- large files and the event loop
+
+
+async def worst_stall_s(work: Callable[[], Awaitable[object]]) -> float:
+    """The longest that the loop let a timer wait while `work` ran, for a reason of this process.
+
+    A wait counts as far as this process used the CPU meanwhile: what waits for the interpreter, waits for a thread that
+    runs. Where other processes have the CPU, nobody here stalls anybody.
+    """
+    worst = 0.0
+    over = asyncio.Event()
+
+    async def watch() -> None:
+        nonlocal worst
+        last = (time.perf_counter(), time.process_time())
+        while not over.is_set():
+            await asyncio.sleep(0.001)
+            now = (time.perf_counter(), time.process_time())
+            worst, last = max(worst, min(now[0] - last[0], now[1] - last[1])), now
+
+    gc.collect()
+    gc.freeze()  # as control does: the collector would look at all that the tests have loaded
+    watching = asyncio.get_running_loop().create_task(watch())
+    try:
+        await work()
+    finally:
+        over.set()
+        await watching
+        gc.unfreeze()
+    return worst
+
+
+async def measure(source: Source, tenants: int) -> list[float]:
+    """The worst stalls of a first file, of one that changes every record, and of one more tenant."""
+    found = []
+    for count, home in ((tenants, "us-east-1"), (tenants, "eu-west-1"), (tenants + 1, "eu-west-1")):
+        lines = (f"  tenant-{n}: {{home: {home}, hosts: [t{n}.test], labels: {{plan: gold}}}}\n" for n in range(count))
+        source.file.write_text("tenants:\n" + "".join(lines))
+        found.append(await worst_stall_s(lambda: source.source.reload("file changed")))
+        assert source.writer.meta().records == count
+    return found
+
+
+async def test_a_large_file_does_not_stall_the_loop(source: Source) -> None:
+    assert max(await measure(source, 10_000)) < 0.25, "generous: other tests have the machine too"
+
+
+@pytest.mark.faults
+async def test_a_hundred_thousand_tenants_stall_the_loop_for_less_than_50_ms(source: Source) -> None:
+    rounds = [await measure(source, 100_000)]
+    while max(rounds[-1]) >= 0.05 and len(rounds) < 3:  # what else ran on this machine then
+        rounds.append(await measure(source, 100_000))
+    print("worst stalls in ms, limit 50:", [[round(stall * 1000, 1) for stall in found] for found in rounds])
+    assert max(rounds[-1]) < 0.05, rounds
