@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -54,13 +54,16 @@ Ask = Callable[[dict[str, Any]], bool]
 
 @dataclass(slots=True)
 class Gate:
-    """What requests have in common. `is_loopback`: the API listens on a loopback address."""
+    """What requests have in common. `is_loopback`: the API listens on a loopback address. `silent`: connections whose
+    first request has not come.
+    """
 
     facts: Facts
     is_loopback: bool
     ask: Ask
     audit: AuditLog
     failures: Failures
+    silent: set[object] = field(default_factory=set)
 
 
 GATE: Final = web.AppKey("gate", Gate)
@@ -137,6 +140,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     route = route_of(request)
     transport = request.transport
     here = transport.get_extra_info("sockname") if transport is not None else None
+    gate.silent.discard(request.protocol)
     claim = Claim(
         host=request.headers.get("Host", ""),
         authorization=request.headers.getall("Authorization", []),

@@ -41,7 +41,8 @@ from gateway.bus.messages import (
 )
 from gateway.bus.server import BusPeer, BusServer
 from gateway.bus.stats import StatsFile
-from gateway.control.admin import make_app
+from gateway.control.admin import GATE, make_app
+from gateway.control.admin_listener import Listener
 from gateway.control.conditions import TICK_S, Judge, describe
 from gateway.control.facts import Facts, Processes
 from gateway.control.health_checks import HealthChecks
@@ -145,7 +146,7 @@ class Control:
         self.cover()
         self.rejudge()
         await self.bus.start()
-        runner = await self.open_admin()
+        runner, listener = await self.open_admin()
         self.listen_to_supervisor()
         for work, name in (
             (self.config_watch.run, "watch configuration"),
@@ -165,6 +166,7 @@ class Control:
             await self.channel.start()
             self.channel.send({"state": "draining" if facts.draining else "serving"})
         await self.stopped.wait()
+        listener.close()
         await runner.cleanup()
         await self.tasks.close()
         if facts.map_file.behind:
@@ -179,14 +181,16 @@ class Control:
             await self.facts.tenants.reload("start")
         await self.facts.configuration.catch_up()
 
-    async def open_admin(self) -> web.AppRunner:
+    async def open_admin(self) -> tuple[web.AppRunner, Listener]:
         sock = socket.socket(fileno=self.options.admin)
         address = sock.getsockname()[0]
         app = make_app(self.facts, address == "::1" or address.startswith("127."), self.ask)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
-        await web.SockSite(runner, sock).start()
-        return runner
+        assert runner.server is not None, "it was set up"
+        listener = Listener(sock, runner.server, self.tasks, app[GATE].silent)
+        listener.start()
+        return runner, listener
 
     def listen_to_supervisor(self) -> None:
         loop = asyncio.get_running_loop()
