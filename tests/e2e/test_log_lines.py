@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from gateway.core.hop import sign
+from gateway.core.placement import Placement
 from tests.support.client import Client, Reply, once
 from tests.support.fleet import EU, US, Fleet, Gateway, fleet, request, until
 
@@ -156,6 +159,30 @@ async def test_what_is_no_request_has_one_line_too(regions: Fleet) -> None:
         assert fields["flag"], name
         assert fields["method"] == fields["path"] == "-", name
     assert b"\x1b" not in (gateway.folder / "log").read_bytes(), "nor does any byte of it reach the other log"
+
+
+async def test_what_a_peer_says_of_its_client_is_escaped(regions: Fleet) -> None:
+    """Only who has the key can say it; its bytes are no more trusted than any others."""
+    gateway = regions[US]
+    before = len(gateway.access_lines())
+    client = b'"\xc3\xa9\xff\\' + FORGED.replace(b",", b";")
+    field = sign(
+        regions[EU].view(),
+        Placement(tenant="acme", home=US),
+        to=US,
+        reason="misroute",
+        deadline_s=10.0,
+        ts=int(time.time()),
+        method=b"GET",
+        target=b"/x",
+        host=HOST,
+        forwarded_for=client,
+        request_id=b"r-1",
+    )
+    lines = (b"Gateway-Hop: " + field, b"X-Forwarded-For: " + client, b"X-Request-Id: r-1")
+    reply = await once(gateway.hop, head(b"GET /x HTTP/1.1", *lines))
+    (fields,) = await lines_from(gateway, before, 1)
+    check(fields, reply, {"status": 200, "from": "hop", "client": client.decode("latin-1")})
 
 
 async def test_pipelined_requests_have_a_line_each(regions: Fleet) -> None:
