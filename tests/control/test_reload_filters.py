@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.control.reload import Configuration, Outcome, read_last_good, starting_point, write_last_good
+from gateway.control.reload import Configuration, Loaded, Outcome, read_last_good, starting_point, write_last_good
 from gateway.settings.loader import read_sources
 from gateway.settings.schema import Settings
 
@@ -23,9 +23,9 @@ GOOD = "class Mine:\n    name = 'mine'\n    kind = 'inbound'\n    def __call__(s
 
 
 class Place:
-    """gateway.yaml, a folder `my` with one filter, and a Configuration that can ask for new workers (or not)."""
+    """gateway.yaml, a folder `my` with one filter, and a Configuration whose new workers serve, or fail to."""
 
-    def __init__(self, folder: Path, can_replace: bool = True, paths: str = "./my") -> None:
+    def __init__(self, folder: Path, fails: str = "", paths: str = "./my") -> None:
         self.file, self.state_dir, self.filter = folder / "gateway.yaml", folder / "state", folder / "my" / "a.py"
         self.state_dir.mkdir()
         self.filter.parent.mkdir()
@@ -40,12 +40,16 @@ class Place:
         async def apply(settings: Settings) -> None:
             self.applied.append(settings)
 
-        def replace() -> None:
-            self.asked.append(self.kept())
+        async def replace(loaded: Loaded) -> str:
+            """As supervisor and workers do: what the newcomers serve becomes last-good, or nothing changes."""
+            self.asked.append("".join(file.text.decode() for file in loaded.sources.filters.files))
+            if not fails:
+                write_last_good(self.state_dir, loaded.sources)
+            return fails
 
         self.configuration = Configuration(
             *(self.file, self.state_dir, {}, start, apply, self.outcomes.append, lambda: 1_000),
-            replace if can_replace else None,
+            replace,
         )
 
     def write(self, paths: str) -> None:
@@ -61,11 +65,12 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-async def test_a_changed_filter_is_kept_before_new_workers_are_asked_for(place: Place) -> None:
+async def test_a_changed_filter_is_run_by_new_workers(place: Place) -> None:
     changed = GOOD + "# changed\n"
     place.filter.write_text(changed)
     assert await place.configuration.reload("file changed")
     assert place.asked == [changed]
+    assert place.kept() == changed
     assert place.outcomes[-1].result == "applied"
     assert await place.configuration.reload("SIGHUP")
     assert len(place.asked) == 1, "what did not change needs no new workers"
@@ -92,12 +97,14 @@ async def test_a_broken_filter_changes_nothing_and_says_why(place: Place, text: 
     assert place.asked == [GOOD + "\n"]
 
 
-async def test_without_replacement_a_changed_filter_is_refused_by_name(tmp_path: Path) -> None:
-    place = Place(tmp_path, can_replace=False)
+async def test_newcomers_that_do_not_serve_change_nothing(tmp_path: Path) -> None:
+    place = Place(tmp_path, fails="worker 0 exited with 1")
     place.filter.write_text(GOOD + "\n")
     assert not await place.configuration.reload("file changed")
-    assert "filters.paths: a change needs new workers" in place.outcomes[-1].problems[0]
-    assert place.kept() == GOOD
+    [why] = place.outcomes[-1].problems
+    assert "filters.paths" in why
+    assert "worker 0 exited with 1" in why
+    assert (place.applied, place.kept()) == ([], GOOD)
 
 
 async def test_other_options_are_new_workers_too(place: Place) -> None:
