@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,12 +66,14 @@ class Trap:
         ports = [(g.hop, g.application.port) for g in self.regions.gateways.values()]
         return {("127.0.0.1", port) for pair in ports for port in pair}
 
-    def watch(self, pids: list[int]) -> None:
+    def look(self, pids: list[int]) -> None:
         listening = {port for g in self.regions.gateways.values() for port in (g.http, g.hop, g.admin)}
-        while not self.enough.is_set():
-            for pid in pids:
-                self.seen |= far_ends(pid, listening)
-            time.sleep(0.005)
+        for pid in pids:
+            self.seen |= far_ends(pid, listening)
+
+    def watch(self, pids: list[int]) -> None:
+        while not self.enough.wait(0.005):
+            self.look(pids)
 
     def stung(self) -> int:
         return sum(honeypot.connections for honeypot in self.honeypots)
@@ -95,6 +96,8 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trap
                 trap.enough.set()
                 await asyncio.to_thread(watcher.join)
             assert trap.seen <= trap.configured, trap.seen - trap.configured
+            assert await regions.served_by(EU, "acme") == US
+            trap.look(pids)  # while what this request used is pooled
             pooled = {("127.0.0.1", regions[US].application.port), ("127.0.0.1", regions[US].hop)}
             assert trap.seen >= pooled, "the watcher sees connections at all"
         finally:
