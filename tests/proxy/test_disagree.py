@@ -378,6 +378,9 @@ async def test_a_body_arrives_whole_here_after_a_verdict(tmp_path: Path):
             assert (await client.reply()).status == 200
         await client.close()
         assert [seen.body for seen in three.apps[US].requests] == [body, body]
+        first = three.apps[US].requests[0]
+        assert (first.value("x-tenant-epoch"), first.value("x-tenant-home")) == ("8", US)
+        assert first.value("x-gateway-hops") == US
 
 
 async def test_a_client_that_expects_is_told_to_go_on_by_who_serves(tmp_path: Path):
@@ -412,7 +415,8 @@ async def test_a_peer_that_answers_without_100_gets_no_body(tmp_path: Path):
             done.clear()
             reply = await once(three.planes[US].port, data)
             assert (reply.status, reply.body) == (413, b"no!")
-            await asyncio.wait_for(done.wait(), 5)
+            assert reply.value("connection") == (None if data is chunked else "close")
+            await asyncio.wait_for(done.wait(), 2)  # well before an idle connection would be closed
             assert got == b""
     server.close()
 
@@ -454,20 +458,54 @@ async def test_a_websocket_handshake_is_followed_until_the_101(tmp_path: Path):
         assert three.count(US, "landbridge_hops_total", ("peer", AP), ("outcome", "served")) == 1
 
 
-async def test_a_try_that_may_have_reached_somebody_is_not_followed_elsewhere(tmp_path: Path):
-    """A pooled hop connection dies under a GET; sent once more to the same region, the verdict there comes too late."""
+async def test_a_try_that_may_have_reached_somebody_is_not_followed(tmp_path: Path):
+    """A pooled hop connection dies under a GET; sent once more to the same region, the verdict there comes too late:
+    not even our own application, which is no send, may have the request now."""
     eu = await Origin().start()
-    async with three_regions(tmp_path, {US: (acme(EU, 6, AP),), AP: (acme(AP, 8),)}) as three:
+    async with three_regions(tmp_path, {US: (acme(EU, 6, US),)}) as three:
         three.know(eu_west_1=eu.port)
         assert (await once(three.planes[US].port, GET)).status == 200
 
         async def dies(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-            eu.answer = saying(Unavailable((AP,), Failover.ALL))
+            eu.answer = saying(Unavailable((US,), Failover.ALL))
             return False
 
         eu.answer = dies
         refused(await once(three.planes[US].port, GET), 503, "cluster_unavailable")
         assert len(eu.requests) == 3
+        assert received(three) == {}
+    await eu.stop()
+
+
+async def test_an_application_that_may_have_a_hops_request_gives_no_verdict(tmp_path: Path):
+    """It died under a GET on a pooled connection and cannot be connected any more: no standby may have that GET."""
+    async with three_regions(tmp_path, dict.fromkeys(REGIONS, (acme(EU, 7, AP),))) as three:
+        assert (await once(three.planes[US].port, GET)).status == 200
+        app = three.apps[EU]
+
+        async def dies(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+            assert app._server is not None
+            app._server.close()
+            return False
+
+        app.answer = dies
+        reply = await once(three.planes[US].port, GET)
+        assert reply.status == 502
+        assert b"upstream_connect" in reply.body
+        assert received(three) == {EU: 2}
+
+
+async def test_a_hop_for_which_no_time_is_left_is_not_made(tmp_path: Path):
+    eu = await Origin().start()
+    eu.answer = saying(moved(AP, 8), after_s=0.2)
+    async with three_regions(tmp_path, {US: (OLD,), AP: (NEW,)}) as three:
+        three.know(eu_west_1=eu.port)
+        us, brief = three.planes[US], ClusterTimeouts(response=0.6)
+        known = dict(us.worker.view.clusters)
+        for name, port in ((EU, eu.port), (AP, three.planes[AP].hop_port)):
+            known[f"region:{name}"] = cluster(f"region:{name}", port, region=name, timeouts=brief)
+        us.swap(clusters=known)
+        refused(await once(us.port, GET), 503, "region_disagrees")
         assert received(three) == {}
     await eu.stop()
 
