@@ -1,7 +1,7 @@
 """`docs/filters.md`, word for word: its files are written, its commands are run, their output is what it says.
 
-Only ports are other ones, so that two runs do not meet, and processes that the page starts with `&` are ended by
-their ids instead of its last block, which would find those of others by name.
+Only ports are other ones, so that two runs do not meet; workers drain for a shorter time; and processes that the page
+starts with `&` are ended by their ids instead of its last block, which would find those of others by name.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Reader:
         self.ports = dict(zip(("8080", "8081", "9000"), map(str, free_ports(3)), strict=True))
         environ = {name: value for name, value in os.environ.items() if not name.startswith("LANDBRIDGE")}
         self.environ = child_environ(environ) | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "COLUMNS": "200"}
+        self.environ["LANDBRIDGE__drain__grace"] = "100ms"
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def on_our_ports(self, text: str) -> str:

@@ -57,16 +57,22 @@ class Place:
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
     made = Place(tmp_path)
-    await made.fleet.start()
     try:
+        await made.fleet.start()
         yield made
     finally:
         await made.gateway.stop()
         await made.gateway.application.stop()
 
 
-async def test_a_worker_starts_with_the_text_that_was_validated(place: Place) -> None:
-    """Control cannot do anything, the file holds rubbish by now, and the worker that knew better is killed."""
+async def test_a_filters_life(place: Place) -> None:
+    """Kept while control cannot do anything and the file holds rubbish; out after ten errors; back once mended."""
+    await _stays_as_it_was_validated(place)
+    await _goes_out_after_ten_errors_and_comes_back_mended(place)
+
+
+async def _stays_as_it_was_validated(place: Place) -> None:
+    """The worker that knew better is killed: its successor runs the text that was validated."""
     pids = await place.gateway.pids()
     os.kill(pids["control"], signal.SIGSTOP)
     try:
@@ -88,7 +94,7 @@ async def test_a_worker_starts_with_the_text_that_was_validated(place: Place) ->
     assert await place.team() == "blue"
 
 
-async def test_a_filter_goes_out_after_ten_errors_and_comes_back_mended(place: Place) -> None:
+async def _goes_out_after_ten_errors_and_comes_back_mended(place: Place) -> None:
     place.filter.write_text(FAILS)
     await place.gateway.logged("configuration applied (file changed): filters.paths")
     statuses = [(await place.fleet.ask(US, "acme", "/bad")).status for _ in range(13)]
