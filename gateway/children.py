@@ -20,7 +20,10 @@ from gateway.settings.schema import Settings
 
 BACKOFF_FIRST_S: Final = 0.25
 BACKOFF_MAX_S: Final = 8.0
-"""Restart delays: none, then 0.25 s doubling to 8 s: an outage that ends is over for us within seconds."""
+"""Restart delays: none twice, then 0.25 s doubling to 8 s: an outage that ends is over for us within seconds.
+
+Twice, because two deaths in a row are still bad luck, and a queue waits for the third life.
+"""
 
 SETTLED_S: Final = 10.0
 """A child that served this long is sound: its next death is a first one."""
@@ -168,7 +171,7 @@ class Child:
 
 def backoff(failures: int) -> float:
     """Seconds before the restart after the `failures`-th death in a row (1 is the first: at once)."""
-    return 0.0 if failures <= 1 else min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** (min(failures, 16) - 2))
+    return 0.0 if failures <= 2 else min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** (min(failures, 16) - 3))
 
 
 def how_it_ended(status: int) -> str:

@@ -311,10 +311,15 @@ class Crew:
                 self.hands.kill(child, "was replaced and is still there")
         for due, setup in list(self.closing):
             if due <= now:
-                self.closing.remove((due, setup))
                 setup.listeners.end(setup.listeners.not_in(self.setup.listeners))
-                if setup.listeners.admin is not self.setup.listeners.admin:
-                    setup.listeners.admin.close()  # not shut down: a control that still stops has its own copy
+                self.close_old_admin()
+                self.closing.remove((due, setup))
+
+    def close_old_admin(self) -> None:
+        """Not shut down: a control that still stops has its own copy. Once that is gone nobody would answer."""
+        for _, setup in self.closing:
+            if setup.listeners.admin is not self.setup.listeners.admin:
+                setup.listeners.admin.close()
 
     def next_due(self) -> list[float]:
         """When something comes due."""

@@ -271,6 +271,7 @@ class Supervisor:
                 log(f"{name} {how}")
             elif child.expected:
                 child.phase, child.due, child.failures = Phase.WAITING, now, 0
+                self.crew.close_old_admin()
                 log(f"{name} {how}; it is started again with its new configuration")
             else:
                 delay = child.wait_again(now)

@@ -31,8 +31,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HOST = "acme.demo.test"
 TENANTS = "tenants: {acme: {home: us-east-1}}\n"
-GRACE_S = 0.6
-LIMIT_S = 3.0
+GRACE_S = 1.2
+LIMIT_S = 4.0
 DRAIN = f"{{grace: {GRACE_S}s, limit: {LIMIT_S}s}}"
 BACK_LIMIT_S = 1.0
 MEMORY_LIMIT = 0.05
@@ -160,8 +160,9 @@ async def test_a_replaced_worker_finishes_what_it_has(gateway: Gateway) -> None:
         assert (await tunnel.ask(request(HOST, "/ws", lines=upgrade))).status == 101
         await slow.send(request(HOST, "/slow"))
         await waiting.wait()
+        asked = time.monotonic()
         old = await replace(gateway)
-        retired = time.monotonic()
+        replaced = time.monotonic()
         listed = {worker["pid"]: worker["state"] for worker in (await gateway.pids())["workers"]}
         assert {listed.get(pid) for pid in old} <= {"draining", None}
         assert "draining" in listed.values(), "a replaced worker stays listed while it drains"
@@ -169,14 +170,15 @@ async def test_a_replaced_worker_finishes_what_it_has(gateway: Gateway) -> None:
         assert (await used.ask(request("127.0.0.1", "/readyz"))).status == 200, "the gateway is ready, whoever says so"
         assert used.reader.at_eof() or await used.at_end() == b"", "and was told to close"
         assert await idle.at_end() == b""
-        assert time.monotonic() - retired >= GRACE_S - 0.4, "replacing takes a part of the grace of the first worker"
+        assert time.monotonic() - asked >= GRACE_S
         release.set()
         last = await slow.reply()
         assert (last.status, last.value("connection")) == (200, "close")
         await tunnel.send(b"still there")
         assert await tunnel.reader.readexactly(11) == b"still there"
         assert await tunnel.at_end() == b"", "FIN, not RST, at the limit"
-        assert LIMIT_S * 0.6 <= time.monotonic() - retired <= LIMIT_S + 0.5
+        assert time.monotonic() - asked >= LIMIT_S * 0.9
+        assert time.monotonic() - replaced <= LIMIT_S + 0.5
         await until(partial(gone, old), "the replaced workers have ended")
     finally:
         release.set()
@@ -213,16 +215,18 @@ async def test_workers_and_listeners_change_under_load(gateway: Gateway, shared:
     assert (await once(other, request(HOST))).status == 200
     assert (await once(gateway.http, request(HOST))).status == 200, "for the grace"
     await idle.close()
-
-    async def refused() -> bool:
-        try:
-            await (await Client.connect(gateway.http)).close()
-        except OSError:
-            return True
-        return False
-
-    await until(refused, "the old address is closed")
+    await until(partial(refuses, gateway.http), "the old address is closed")
     assert (await once(other, request(HOST))).status == 200
+
+
+async def refuses(port: int) -> bool:
+    try:
+        await (await Client.connect(port)).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 async def test_the_admin_address_moves(gateway: Gateway) -> None:
@@ -249,8 +253,7 @@ async def test_the_admin_address_moves(gateway: Gateway) -> None:
         return False
 
     await until(is_back, "and at the old one again")
-    with pytest.raises(ConnectionRefusedError):
-        await Client.connect(moved)
+    await until(partial(refuses, moved), "the address that it left is closed")
 
 
 async def test_newcomers_that_fail_change_nothing(gateway: Gateway) -> None:
