@@ -19,6 +19,7 @@ from tests.support.counters import Counters
 from tests.support.fleet import US, Fleet, Gateway, fleet, request, says, until
 from tests.support.load import Load
 from tests.support.origin import Origin, Seen
+from tests.support.pace import within
 from tests.support.processes import alive, client_ports
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -117,6 +118,7 @@ async def requests_total(gateway: Gateway) -> float:
 # --- kills
 
 
+@pytest.mark.timed
 async def test_a_killed_worker_costs_only_what_it_had_in_hand(gateway: Gateway) -> None:
     """FAULTS 17. Each worker is killed once; the time is the better of two: one may be a busy machine's."""
     backs = []
@@ -124,7 +126,7 @@ async def test_a_killed_worker_costs_only_what_it_had_in_hand(gateway: Gateway) 
         before = await gateway.serving()
         backs.append(await kill_one(gateway, before[slot], before[1 - slot]))
     print(f"two workers serve after {min(backs):.2f} s, limit {BACK_S:g} s")
-    assert min(backs) < BACK_S
+    assert min(backs) < within(BACK_S)
 
 
 async def kill_one(gateway: Gateway, victim: int, survivor: int) -> float:
@@ -150,7 +152,7 @@ async def kill_one(gateway: Gateway, victim: int, survivor: int) -> float:
             assert (await client.reply()).status == 200, "the sibling's requests in hand did not notice"
     for failure in load.failed:
         assert failure.port in ports, f"a connection of another worker: {failure}"
-        assert failure.sent <= gone + NOTICED_S, f"sent when the connection was known to be closed: {failure}"
+        assert failure.sent <= gone + within(NOTICED_S), f"sent when the connection was known to be closed: {failure}"
     assert len({failure.port for failure in load.failed}) == len(load.failed), "a connection fails once"
     assert survivor in await gateway.serving()
     assert await gateway.metric("landbridge_worker_restarts_total") == restarts + 1

@@ -22,6 +22,7 @@ from gateway.core.placement import Placement
 from tests.support.client import Reply, once
 from tests.support.fleet import AP, EU, REGIONS, TENANTS, US, Fleet, flag_of, fleet, request, until
 from tests.support.load import Load
+from tests.support.pace import within
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -300,6 +301,7 @@ async def test_a_loop_is_508_on_both_listeners(regions: Fleet) -> None:
 # --- failover
 
 
+@pytest.mark.timed
 async def test_failover_from_every_entry_and_back(regions: Fleet) -> None:
     application = regions[US].application
     await application.stop()
@@ -327,7 +329,7 @@ async def test_failover_from_every_entry_and_back(regions: Fleet) -> None:
     async def back() -> bool:
         return {await regions.served_by(e, t) for e in REGIONS for t in ("umbrella", "acme")} == {US}
 
-    await until(back, "umbrella and acme are served at home again, whatever the entry", RECOVERY_S)
+    await until(back, "umbrella and acme are served at home again, whatever the entry", within(RECOVERY_S))
     print(f"recovery: {time.monotonic() - began:.1f} s, limit {RECOVERY_S:g} s")
 
 
@@ -358,6 +360,7 @@ async def load_everywhere(regions: Fleet, tenant: str) -> AsyncIterator[list[Loa
         assert load.failed == [], str(load)
 
 
+@pytest.mark.timed
 async def test_an_edit_moves_a_tenant_for_all_gateways_within_a_second_and_fails_nothing(regions: Fleet) -> None:
     async with load_everywhere(regions, "initech") as loads:
         for old, new in ((AP, US), (US, EU), (EU, AP)):
@@ -374,7 +377,7 @@ async def test_an_edit_moves_a_tenant_for_all_gateways_within_a_second_and_fails
             )
             settled = time.monotonic()
             print(f"move {old} to {new}: {took:.2f} s, limit {MOVE_S:g} s")
-            assert took < MOVE_S
+            assert took < within(MOVE_S)
             await asyncio.gather(*(load.goes_on() for load in loads))
             assert set.union(*(load.regions(settled) for load in loads)) == {new}
     print("; ".join(map(str, loads)))
