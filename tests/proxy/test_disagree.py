@@ -6,7 +6,7 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,9 +49,20 @@ def refused(reply: Reply, status: int, flag: str) -> None:
 # ---- the same as the model, on a seeded sample
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+@pytest.fixture
+def refusing() -> Iterator[Callable[[], int]]:
+    """Ports that refuse connections, and that nobody else can take meanwhile: bound, and not listening."""
+    held: list[socket.socket] = []
+
+    def port() -> int:
+        sock = socket.socket()
+        held.append(sock)
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+    yield port
+    for sock in held:
+        sock.close()
 
 
 class Sampled:
@@ -82,7 +93,7 @@ class Sampled:
         return {name: [t[name] for t in self.tenants if t[name] is not None] for name in REGIONS}  # type: ignore[misc]
 
 
-async def arrange(three: Three, sites: dict[str, Site]) -> None:
+async def arrange(three: Three, sites: dict[str, Site], refusing: Callable[[], int]) -> None:
     """New applications where they live, closed ports where they do not, and what everybody knows of it."""
     for name, site in sites.items():
         app = three.apps[name]
@@ -91,18 +102,18 @@ async def arrange(three: Three, sites: dict[str, Site]) -> None:
         if site in (Site.UP, Site.CUT):
             await app.start()
         else:
-            app.port = closed_port()
-    cut = {name.replace("-", "_"): closed_port() for name, site in sites.items() if site is Site.CUT}
+            app.port = refusing()
+    cut = {name.replace("-", "_"): refusing() for name, site in sites.items() if site is Site.CUT}
     three.know(**cut)
     three.tell_dead(frozenset(name for name, site in sites.items() if site is Site.DEAD))
 
 
-async def test_three_gateways_do_what_the_model_does(tmp_path: Path):
+async def test_three_gateways_do_what_the_model_does(tmp_path: Path, refusing: Callable[[], int]):
     sample = Sampled(seed=20261124, mixes=48, tenants=20)
     ends = set()
     async with three_regions(tmp_path, sample.maps()) as three:
         for number, sites in enumerate(sample.mixes):
-            await arrange(three, sites)
+            await arrange(three, sites, refusing)
             dead = frozenset(name for name, site in sites.items() if site is Site.DEAD)
             for index in range(number * sample.per_mix, (number + 1) * sample.per_mix):
                 records, tenant = sample.tenants[index], f"t{number}-{index % sample.per_mix}"
@@ -208,11 +219,11 @@ async def test_an_application_that_is_gone_is_replaced_by_a_standby_without_an_o
         assert three.count(US, "landbridge_hops_total", ("peer", EU), ("outcome", "unavailable")) == 3
 
 
-async def test_a_region_that_cannot_be_connected_is_struck_out(tmp_path: Path):
+async def test_a_region_that_cannot_be_connected_is_struck_out(tmp_path: Path, refusing: Callable[[], int]):
     covered, manual = acme(EU, 7, AP), acme(EU, 7, AP, failover=Failover.MANUAL)
     other = Placement(tenant="globex", home=EU, standby=(AP,), version=manual.version)
     async with three_regions(tmp_path, dict.fromkeys(REGIONS, (covered, other))) as three:
-        three.know(eu_west_1=closed_port())
+        three.know(eu_west_1=refusing())
         assert (await once(three.planes[US].port, GET)).status == 200
         assert received(three) == {AP: 1}
         refused(await once(three.planes[US].port, GET.replace(b"acme", b"globex")), 503, "region_unreachable")
