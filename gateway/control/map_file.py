@@ -138,19 +138,21 @@ class MapFile:
     @property
     def behind(self) -> bool:
         """Whether the durable copy is not what the map is."""
-        return self._dirty.is_set() or self.snapshot_problem is not None
+        changed = self._dirty.is_set() or stamp(self.snapshot_path) != self._stamp
+        return changed or self.snapshot_problem is not None
 
     def write_snapshot(self) -> bool:
         """Write it now; whether it is what the map is, as far as a map that is not complete can have one. Blocks."""
         try:
-            snapshot.write(self.snapshot_path, self._writer)
+            written = snapshot.write(self.snapshot_path, self._writer)
         except (OSError, StoreError) as error:
             if str(error) != self.snapshot_problem:
                 LOG.error("the map's snapshot cannot be written, the one before it stays: %s", error)
             self.snapshot_problem = str(error)
             self._is_damaged = isinstance(error, StoreError)
             return False
-        self._stamp = stamp(self.snapshot_path)
+        if written is not None:  # else the map is not complete, or moved on: what is there is looked at again
+            self._stamp = stamp(self.snapshot_path)
         self.snapshot_problem = None
         return True
 
