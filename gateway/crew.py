@@ -36,11 +36,15 @@ GRACE_MARGIN_S: Final = 0.25
 
 
 class Asked(NamedTuple):
-    """A wish for a replacement: `cause` for the log; `ticket` is control's, for the answer (0: nobody waits)."""
+    """A wish for a replacement: `cause` is for the log.
+
+    `ticket` is of the control process `asker`, which waits for the end; without one (0) nobody does.
+    """
 
     cause: str
     ticket: int = 0
     configuration: bool = False
+    asker: int = 0
 
 
 @dataclass(slots=True)

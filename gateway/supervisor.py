@@ -357,7 +357,7 @@ class Supervisor:
         """Control asks for new workers: for a configuration that it wrote, or because an operator said so."""
         ticket = wish.get("ticket")
         if isinstance(ticket, int) and wish.get("configuration") is True:
-            self.crew.replace(Asked("configuration", ticket, True), now)
+            self.crew.replace(Asked("configuration", ticket, True, self.control.pid), now)
         else:
             who = f"asked for by {wish.get('actor') or 'the admin API'}"
             reason = wish.get("reason")
@@ -369,7 +369,7 @@ class Supervisor:
 
     def ended(self, asked: Asked, why: str) -> None:
         """A replacement is over; `why` it failed, or ""."""
-        if asked.ticket:
+        if asked.ticket and asked.asker == self.control.pid:  # a control that was started since has tickets of its own
             self.send(self.control, {"cmd": "replaced", "ticket": asked.ticket, "why": why})
         self.notifier.end("replace", self.status())
         self.tell_processes()

@@ -568,6 +568,33 @@ def test_a_configuration_whose_workers_fail_changes_nothing(gateway: Gateway, ho
     assert "--settings" not in gateway.starts("worker-0")[-1]["started"]
 
 
+def test_a_drain_ends_a_replacement_that_is_under_way(gateway: Gateway) -> None:
+    process = gateway.start()
+    gateway.serving()
+    gateway.behave("worker-1", "mute")
+    candidate(gateway, lambda text: text.replace("workers: 2", "workers: 3"))
+    until(lambda: len(gateway.starts("worker-1")) == 2, "a newcomer hangs")
+    process.send_signal(signal.SIGTERM)
+    assert answered(gateway) == "the gateway is draining"
+    assert process.wait(LIMIT_S) == 0
+    assert not any(map(alive, gateway.pids()))
+
+
+def test_a_control_that_is_killed_does_not_end_a_replacement(gateway: Gateway) -> None:
+    gateway.start(start_limit_s=5.0)
+    gateway.serving()
+    old = serving_pids(gateway)
+    gateway.behave("worker-1", "slow")
+    candidate(gateway, lambda text: text.replace("workers: 2", "workers: 3"))
+    until(lambda: len(gateway.starts("worker-1")) == 2, "a newcomer takes its time")
+    os.kill(gateway.starts("control")[0]["pid"], signal.SIGKILL)
+    until(lambda: len(gateway.starts("control")) == 2, "control is started again")
+    (gateway.state / "go-worker-1").touch()
+    gateway.serving(3)
+    assert not set(old) & set(serving_pids(gateway))
+    assert gateway.told("control", "replaced") == [], "the new control has asked for nothing"
+
+
 # --- systemd
 
 

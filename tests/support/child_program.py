@@ -2,9 +2,9 @@
 
 It answers each connection with its own name and pid, writes what it was told to `events` in the state directory, one
 JSON object a line, and reads how to misbehave from `behave-<name>` there: `die` (exit 3 at once), `fail` (when it was
-started to wait: say why and exit 4), `mute` (never say serving or ready), `deaf` (read nothing), `stay` (ignore drain,
-and stay when retired), `linger` (stop accepting upon drain, never end), `cling` (stay when the supervisor is gone).
-Upon SIGTERM it says draining, stops accepting and stays.
+started to wait: say why and exit 4), `mute` (never say serving or ready), `slow` (do so once there is a file
+`go-<name>`), `deaf` (read nothing), `stay` (ignore drain, and stay when retired), `linger` (stop accepting upon drain,
+never end), `cling` (stay when the supervisor is gone). Upon SIGTERM it says draining, stops accepting and stays.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 
@@ -62,6 +63,8 @@ def main() -> int:
         signal.signal(signal.SIGUSR1, lambda *_: channel.sendall((state_dir / "say-control").read_bytes() + b"\n"))
     if listeners and not options.wait:
         accept(int(options.slot))
+    while behaviour == "slow" and not (state_dir / f"go-{name}").exists():
+        time.sleep(0.01)
     if options.wait and behaviour != "mute":
         if behaviour == "fail":
             channel.sendall(b'{"failed":"filters/mine.py:3: no such name"}\n')
