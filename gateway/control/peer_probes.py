@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Final
 
@@ -20,6 +21,7 @@ from gateway.control.peers import Peers
 from gateway.control.resolve import is_address
 from gateway.control.tasks import TaskSet
 from gateway.core.hop import sign_question, signature_of, verify_answer
+from gateway.core.hop_fields import CLOCK_MS
 from gateway.core.peering import PEER_ANSWER_BYTES, PEER_PATH, PeerAnswer, decode_answer
 from gateway.core.view import Endpoint, View
 
@@ -31,8 +33,16 @@ ANSWER_MAX_S: Final = 1.0
 """A worker answers from memory: one that needs longer, on whatever path, is not one to send requests to."""
 
 
+CLOCK_S: Final = CLOCK_MS / 1000
+"""Beyond this a hop's `ts` is refused: a gateway that is this far off cannot be asked, and its clock is why."""
+
+
 class ProbeFailed(Exception):
-    """No valid answer; the message says why, for the operator."""
+    """No valid answer; the message says why, for the operator. `skew_s`: what a refusal's `Date` gives away."""
+
+    def __init__(self, why: str, skew_s: float | None = None) -> None:
+        super().__init__(why)
+        self.skew_s = skew_s
 
 
 class PeerProbes:
@@ -89,6 +99,8 @@ class PeerProbes:
                     gateway.answered(answer, skew_s, loop.time())
                 except ProbeFailed as failed:
                     gateway.failed(str(failed))
+                    if failed.skew_s is not None:
+                        gateway.skew_s = failed.skew_s
                 self._changed()
             pause = EVERY_S * self._rng.uniform(1 - JITTER, 1 + JITTER)
             await asyncio.sleep(max(0.0, started + pause - loop.time()))
@@ -103,14 +115,15 @@ class PeerProbes:
         host = endpoint.key.encode("ascii")
         question = sign_question(view, to=region, ts=asked_ms // 1000, host=host)
         try:
-            status, body, verdict = await self._get(endpoint, question)
+            status, body, headers = await self._get(endpoint, question)
         except TimeoutError as error:
             raise ProbeFailed(f"no answer within {ANSWER_MAX_S:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ProbeFailed(str(error) or type(error).__name__) from error
-        answered_ms = self._wall_ms()
+        middle_ms = (asked_ms + self._wall_ms()) / 2
         if status != 200:
-            raise ProbeFailed(f"status {status}: are keys, clocks and regions the same on both sides?")
+            raise _refused(status, headers.get("Date", ""), middle_ms)
+        verdict = headers.get("Gateway-Verdict", "").encode("latin-1", "replace")
         if not verify_answer(view.hop_keys, signature_of(question), body, verdict):
             raise ProbeFailed("the answer is not signed by a gateway of this fleet")
         try:
@@ -119,10 +132,10 @@ class PeerProbes:
             raise ProbeFailed(f"the answer cannot be read: {error}") from error
         if answer.region != region:
             raise ProbeFailed(f"a gateway of {answer.region} answers there")
-        return answer, (answer.wall_ms - (asked_ms + answered_ms) / 2) / 1000
+        return answer, (answer.wall_ms - middle_ms) / 1000
 
-    async def _get(self, endpoint: Endpoint, question: bytes) -> tuple[int, bytes, bytes]:
-        """(status, body, `Gateway-Verdict`) of one GET over the kept connection."""
+    async def _get(self, endpoint: Endpoint, question: bytes) -> tuple[int, bytes, Mapping[str, str]]:
+        """(status, body, fields) of one GET over the kept connection."""
         if self._session is None:
             # Per endpoint one connection is enough, and it is the same worker that speaks as long as it lives.
             connector = aiohttp.TCPConnector(limit=0, limit_per_host=1, keepalive_timeout=30.0)
@@ -141,5 +154,16 @@ class PeerProbes:
                 body += chunk
                 if len(body) > PEER_ANSWER_BYTES:
                     raise ValueError(f"the answer is longer than {PEER_ANSWER_BYTES} bytes")
-            verdict = response.headers.get("Gateway-Verdict", "")
-            return response.status, body, verdict.encode("latin-1", "replace")
+            return response.status, body, response.headers
+
+
+def _refused(status: int, date: str, middle_ms: float) -> ProbeFailed:
+    """Why a gateway that does answer does not answer this: its clock, if its `Date` (in whole seconds) says so."""
+    try:
+        skew_s = parsedate_to_datetime(date).timestamp() + 0.5 - middle_ms / 1000
+    except ValueError:
+        skew_s = 0.0
+    if abs(skew_s) < CLOCK_S:
+        return ProbeFailed(f"status {status}: are keys and regions the same on both sides?")
+    ahead = "ahead of" if skew_s > 0 else "behind"
+    return ProbeFailed(f"its clock is {abs(skew_s):.0f} s {ahead} ours: hops allow {CLOCK_S:.0f} s", skew_s)

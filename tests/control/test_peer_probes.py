@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from gateway.core.http1.head import parse_request
 from gateway.core.peering import PeerAnswer, encode_answer
 from gateway.core.view import Ability, Cluster, Endpoint, Limits, Region, View
 from tests.support.application import Application, status
+from tests.support.dataplane import cluster, data_plane, view
 from tests.support.eventually import eventually
 
 KEY = b"k" * 32
@@ -144,6 +146,30 @@ async def test_skew_is_measured(asking: Asking) -> None:
     asking.cover()
     await eventually(lambda: asking.peers.skew_s("eu") is not None)
     assert asking.peers.skew_s("eu") == pytest.approx(7.0, abs=0.9)
+
+
+@pytest.mark.parametrize("hour_s", [3600, -3600])
+async def test_a_clock_an_hour_off_is_named_with_its_skew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hour_s: int
+) -> None:
+    """FAULTS 22: the real worker refuses the question for its `ts`; its answer still says how late it is there."""
+    monkeypatch.setattr(peer_probes, "EVERY_S", 0.05)
+    peers, tasks = Peers(), TaskSet()
+    probes = PeerProbes(peers, tasks, lambda: None, random.Random(1), lambda: wall_ms() - hour_s * 1000)
+    async with data_plane(tmp_path, view(cluster("app", 9), region="eu-west-1")) as plane:
+        endpoint = Endpoint("gw", "127.0.0.1", plane.hop_port)
+        peers.cover({"eu-west-1": [endpoint.key]})
+        region = Cluster("region:eu-west-1", (endpoint,), region="eu-west-1")
+        probes.cover(View(region="us-east-1", hop_keys=(KEY,), clusters={region.name: region}))
+        await eventually(lambda: not peers.judge(asyncio.get_running_loop().time())["eu-west-1"].reachable)
+        found = peers.find("eu-west-1", endpoint.key)
+        assert found is not None
+        assert found.reason.startswith("its clock is 3")
+        assert peers.skew_s("eu-west-1") == pytest.approx(hour_s, abs=2)
+        await tasks.close()
+        await probes.close()
+        assert plane.log.exchanges[0].flag is not None
+        assert plane.log.exchanges[0].flag.name == "hop_rejected"
 
 
 @pytest.mark.parametrize("fault", ["key", "region", "body", "status", "silent", "long", "json"])
