@@ -191,6 +191,27 @@ async def test_a_killed_control_costs_nothing(gateway: Gateway) -> None:
     print(f"control killed: {load}")
 
 
+async def test_worker_and_control_killed_at_once(gateway: Gateway) -> None:
+    """FAULTS 17, both: the newcomer starts without control, from the last good configuration and the map on disk."""
+    control, (victim, survivor) = (await gateway.pids())["control"], await gateway.serving()
+    before = await requests_total(gateway)
+    async with Counters(gateway), Load(gateway.http, HOST) as load:
+        ports = client_ports(victim)
+        for pid in (control, victim):
+            os.kill(pid, signal.SIGKILL)
+        await until(partial(ended, victim), "it is gone, and its sockets with it")
+        gone = time.monotonic()
+        await replaced(gateway, victim)
+        await replaced(gateway, control)
+        await load.goes_on()
+    for failure in load.failed:
+        assert failure.port in ports, f"a connection of another worker: {failure}"
+        assert failure.sent <= gone + within(NOTICED_S), f"sent when the connection was known to be closed: {failure}"
+    assert survivor in await gateway.serving()
+    assert await requests_total(gateway) >= before + load.ok
+    print(f"worker and control killed: {load}")
+
+
 # --- reloads
 
 

@@ -390,3 +390,17 @@ async def test_an_application_that_does_not_read_ends_at_its_limit(tmp_path: Pat
             client.writer.transport.abort()
             while plane.worker.downs:
                 await asyncio.sleep(0.001)
+
+
+async def test_a_step_of_the_wall_clock_changes_no_limit(tmp_path: Path, origin: Origin):
+    """FAULTS 22: deadlines are kept by the monotonic clock; only dates and hops know the wall clock."""
+    async with data_plane(tmp_path, view(cluster("app", origin.port), timeouts=Timeouts(keepalive=5))) as plane:
+        client = await Client.connect(plane.port)
+        hour_ms, now_ms = 3_600_000, plane.worker.wall_ms()
+        for step_ms in (0, hour_ms, -hour_ms):
+            plane.worker.wall_ms = lambda step_ms=step_ms: now_ms + step_ms  # type: ignore[method-assign]
+            plane.worker.sweep()
+            assert (await client.ask(GET)).status == 200
+        await client.close()
+        assert origin.connections == 1
+        assert len(plane.log.exchanges) == 3
