@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -483,7 +484,8 @@ def test_sigusr2_replaces_slot_after_slot(gateway: Gateway) -> None:
         "done": 1,
         "failed": 0,
     }
-    for slot in (0, 1):
+    for slot in (0, 1):  # told in time, but written down by the child in its own
+        until(partial(gateway.told, f"worker-{slot}", "retire"), f"worker {slot} has heard that it retires")
         assert gateway.told(f"worker-{slot}", "retire") == [{"cmd": "retire", "keep": []}]
     order = [
         (e["who"], "started" if "started" in e else e["got"]["cmd"]) for e in gateway.events() if e["pid"] not in old
