@@ -226,7 +226,7 @@ def _frame_request(request: Request) -> None:
             assert isinstance(field.parsed, int)
             request.length = field.parsed
         elif what & Seen.CONNECTION:
-            _connection(request, field)
+            _connection(request, field, "framing_ambiguous")
         elif what & Seen.EXPECT:
             request.expect = field.value.lower() == b"100-continue" and request.version == 11
     if request.expect and not request.length:
@@ -250,18 +250,19 @@ def _request_coding(request: Request, field: Field) -> None:
     request.length = CHUNKED
 
 
-def _connection(request: Request, field: Field) -> None:
+def _connection(head: Request | Response, field: Field, flag: str) -> None:
+    """RFC 9112, 9.3, and RFC 9110, 7.6.1: what Connection names belongs to this connection. `flag` refuses."""
     tokens = field.parsed
     assert isinstance(tokens, frozenset)
     if b"close" in tokens:
-        request.keep_alive = False
-    elif b"keep-alive" in tokens and request.version == 10:
-        request.keep_alive = True
+        head.keep_alive = False
+    elif b"keep-alive" in tokens and head.version == 10:
+        head.keep_alive = True
     nominated = tokens - _CONNECTION_SAFE
     if nominated & _NEVER_NOMINATED:
-        raise GatewayError("framing_ambiguous", "Connection names a field that frames the message")
-    if nominated:  # RFC 9110, 7.6.1: what Connection names belongs to this connection
-        request.kept = [line for line in request.kept if line.partition(b":")[0].lower() not in nominated]
+        raise GatewayError(flag, "Connection names a field that frames the message")
+    if nominated:
+        head.kept = [line for line in head.kept if line.partition(b":")[0].lower() not in nominated]
 
 
 def _upgrade(request: Request) -> None:
@@ -362,25 +363,11 @@ def _frame_response(response: Response, special: list[Field], seen: int) -> None
             response.length = CHUNKED
             response.chunked = True
         elif what & Seen.CONNECTION:
-            _response_connection(response, field)
+            _connection(response, field, "upstream_malformed")
         elif what & Seen.UPGRADE:
             response.upgrade |= field.parsed  # type: ignore[operator]
         elif what & Seen.OWN:
             response.own += (field,)
-
-
-def _response_connection(response: Response, field: Field) -> None:
-    tokens = field.parsed
-    assert isinstance(tokens, frozenset)
-    if b"close" in tokens:
-        response.keep_alive = False
-    elif b"keep-alive" in tokens and response.version == 10:
-        response.keep_alive = True
-    nominated = tokens - _CONNECTION_SAFE
-    if nominated & _NEVER_NOMINATED:
-        raise GatewayError("upstream_malformed", "Connection names a field that frames the message")
-    if nominated:
-        response.kept = [line for line in response.kept if line.partition(b":")[0].lower() not in nominated]
 
 
 def _no_body(response: Response, status: int, seen: int) -> None:
