@@ -44,6 +44,14 @@ class Misroute(StrEnum):
     EXTERNAL = "external"
 
 
+class Partition(StrEnum):
+    """What a tenant's requests get while this region has heard from no other for too long."""
+
+    SERVE = "serve"
+    READ_ONLY = "read_only"
+    REFUSE = "refuse"
+
+
 class Version(NamedTuple):
     """(epoch, hlc, region), compared in that order; the greater wins everywhere.
 
@@ -78,6 +86,10 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `tenant` is lower case. `public` maps a region to the URL where this tenant's clients are sent.
     `cluster` None means "by route"; `misroute` None means the gateway's own.
+
+    What only a replicated record has: `claims` maps a host to the hlc at which this tenant first claimed it, where that
+    was an earlier version's; `by` and `why` are actor and reason of the change that made this version; `takeover` says
+    that it was made outside the home region.
     """
 
     tenant: str
@@ -91,6 +103,15 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cluster: str | None = None
     labels: dict[str, str] = {}
     version: Version = NO_VERSION
+    partition: Partition = Partition.SERVE
+    claims: dict[str, int] = {}
+    by: str = ""
+    why: str = ""
+    takeover: bool = False
+
+    def claimed(self, host: str) -> int:
+        """The hlc at which this tenant first claimed `host`, one of `hosts`."""
+        return self.claims.get(host, self.version.hlc)
 
 
 def newer(a: Version, b: Version) -> bool:
