@@ -7,11 +7,15 @@ It never holds a secret: whoever makes one decides what may be shown (`shown`, o
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 SHOWN_CHARS_MAX: Final = 80
 """A longer value would push the rest of the line out of sight; its beginning says which one it is."""
+
+MASK: Final = "***"
+_USERINFO: Final = re.compile(r"(?<=://).*@", re.DOTALL)
 
 
 class Problem(NamedTuple):
@@ -40,8 +44,17 @@ class Invalid(Exception):
         return "\n".join(str(problem) for problem in self.problems)
 
 
+def masked_url(text: str) -> str:
+    """`text` without what may be a user's name and password: all between `://` and the last `@`, if there are both.
+
+    An unencoded password may hold anything, so what looks like a host before that `@` may be a part of it.
+    """
+    return _USERINFO.sub(f"{MASK}@", text)
+
+
 def shown(text: str) -> str:
-    """`text` in quotes, on one line, cut when long: a value as a problem shows it."""
+    """`text` in quotes, on one line, without credentials, cut when long: a value as a problem shows it."""
+    text = masked_url(text)
     cut = text if len(text) <= SHOWN_CHARS_MAX else text[:SHOWN_CHARS_MAX] + "…"
     return f'"{plain(cut)}"'
 

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from gateway.core.placement import Misroute
+from gateway.settings.problems import masked_url
 
 DEFAULT_RETRIES: Final = 1
 """One more try is what separates a closed pooled connection from a failure; more belong to a retry budget."""
@@ -114,12 +115,46 @@ class ProbeSettings(msgspec.Struct, frozen=True):
     ready: str = "/readyz"
 
 
+class TlsSettings(msgspec.Struct, frozen=True):
+    """Absolute paths of PEM files: whom to believe (None: the system's), and who we are (both or neither)."""
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+class RedisSettings(msgspec.Struct, frozen=True):
+    """This region's Redis, and by region those of the others. URLs as `redis_url` writes them, passwords included."""
+
+    url: str
+    peers: dict[str, str] = {}
+    tls: TlsSettings | None = None
+
+    def __repr__(self) -> str:  # as TokenSettings
+        return f"RedisSettings(url={masked_url(self.url)!r}, peers={self.masked_peers()!r}, tls={self.tls!r})"
+
+    def masked_peers(self) -> dict[str, str]:
+        return {region: masked_url(url) for region, url in self.peers.items()}
+
+
+class MapSource(StrEnum):
+    """Where placements come from."""
+
+    YAML = "yaml"
+    REDIS = "redis"
+
+
 class TenantMapSettings(msgspec.Struct, frozen=True):
-    """`file` is absolute: the loader joins it to the folder of the file that names it. `loss_guard` is a fraction."""
+    """`file` is absolute: the loader joins it to the folder of the file that names it; used by the source yaml only.
+
+    `redis` is there whenever the source is redis. `loss_guard` is a fraction; `partition_after` None is off.
+    """
 
     file: str
-    source: str = "yaml"
+    source: MapSource = MapSource.YAML
     loss_guard: float = 0.05
+    redis: RedisSettings | None = None
+    partition_after: float | None = None
 
 
 class AccessLogSettings(msgspec.Struct, frozen=True):
