@@ -134,14 +134,21 @@ def stamp_of(value: bytes) -> Stamp:
     found = _HEAD.match(value)
     if found is None:
         raise BadValue("expected `1 VERSION REPLACES SUM` and a line end")
+    version, *replaces = map(_version, (found[1], *(() if found[2] == b"-" else found[2].split(b","))))
+    if len(replaces) > LINEAGE_MAX:
+        raise BadValue(f"{len(replaces)} versions replaced, expected at most {LINEAGE_MAX}")
+    return Stamp(version, tuple(replaces), found[3].decode())
+
+
+def _version(text: bytes) -> Version:
+    """A version in its one written form, within what every reader of it can hold. Raises BadValue."""
     try:
-        version = parse_version(found[1].decode())
-        replaces = () if found[2] == b"-" else tuple(map(parse_version, found[2].decode().split(",")))
-    except (ValueError, UnicodeDecodeError) as error:
+        version = parse_version(text.decode("ascii"))
+    except ValueError as error:
         raise BadValue(f"no version: {error}") from error
-    if version.epoch >= 10**EPOCH_DIGITS_MAX or version.hlc > HLC_MAX:
-        raise BadValue(f"a version out of range: {version}")
-    return Stamp(version, replaces, found[3].decode())
+    if str(version).encode() != text or len(str(version.epoch)) > EPOCH_DIGITS_MAX or version.hlc > HLC_MAX:
+        raise BadValue(f"a version out of range, or not as it is written: {text.decode('ascii')}")
+    return version
 
 
 def check_value(tenant: str, value: bytes) -> Stamp:
