@@ -18,7 +18,8 @@ from gateway.settings import json_schema
 from gateway.settings.filter_check import check_filters
 from gateway.settings.loader import load, read_sources, warnings_for
 from gateway.settings.problems import Invalid, Problem
-from gateway.settings.schema import Settings
+from gateway.settings.redis_url import read
+from gateway.settings.schema import MapSource, Settings
 from gateway.settings.tenants import TENANTS_BYTES_MAX, load_tenants
 
 VALID: Final = 0
@@ -27,7 +28,10 @@ INVALID: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found. `settings` is None when the configuration itself is not valid; `tenants` when their file is."""
+    """What was found. `settings` is None when the configuration itself is not valid; `tenants` when their file is.
+
+    There is none of a map that comes from Redis, which is not asked here.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -49,6 +53,8 @@ def examine(config: Path, environ: Mapping[str, str], region: str | None = None)
     if settings.filter_files or settings.filter_options:
         found = check_filters(settings, sources.filters, environ)  # only a filter knows what it takes
         problems, warnings = list(found.problems), [*warnings, *found.warnings]
+    if settings.tenant_map.source is MapSource.REDIS:
+        return Report(problems, warnings, settings, [])
     try:
         file = _shown_path(settings.tenant_map.file)
         tenants = load_tenants(file, _read_tenants(file), settings)
@@ -94,9 +100,12 @@ def check(config: Path, environ: Mapping[str, str], region: str | None = None, o
 def _summary(settings: Settings, tenants: list[Placement]) -> str:
     clusters = sum(not name.startswith(REGION_CLUSTER) for name in settings.clusters)
     here = sum(tenant.home == settings.region for tenant in tenants)
+    known = f"{_count(len(tenants), 'tenant')} ({here} at home here)"
+    if (redis := settings.tenant_map.redis) is not None and settings.tenant_map.source is MapSource.REDIS:
+        known = f"tenants from {read(redis.url).bare()}, {_count(len(redis.peers), 'peer')}"
     return (
         f"region {settings.region} of {_count(len(settings.regions), 'region')}, {_count(clusters, 'cluster')}, "
-        f"{_count(len(tenants), 'tenant')} ({here} at home here), digest {settings.digest}"
+        f"{known}, digest {settings.digest}"
     )
 
 

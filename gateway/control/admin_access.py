@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from gateway.settings.keys import TOKEN_CHARS_MAX
+from gateway.settings.scalars import TOKEN_CHARS_MAX
 from gateway.settings.schema import AdminSettings, Role, TokenSettings
 
 FAILURES_BURST: Final = 10

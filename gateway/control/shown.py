@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -18,9 +19,12 @@ from gateway.core.explain import Explanation
 from gateway.core.placement import NO_VERSION, Placement
 from gateway.core.view import Ability, Endpoint
 from gateway.settings.loader import masked
+from gateway.settings.problems import MASK
+from gateway.settings.redis_url import read
 from gateway.settings.schema import Settings
 
-MASK: Final = "***"
+PASSWORD_CHARS_MIN: Final = 8
+"""A shorter one may be a word of the configuration, and is nobody's secret for long."""
 
 _USERINFO: Final = re.compile(r"(?<=://)[^/@\s]+@")
 
@@ -203,8 +207,15 @@ def config(settings: Settings) -> dict[str, Any]:
     """The configuration that runs, without what must not be read: keys, secret options, passwords in URLs."""
     plain = masked(settings)
     plain.pop("origins", None)
-    secrets = (*settings.hop_keys, *(token.token for token in settings.admin.tokens))
+    secrets = (*settings.hop_keys, *(token.token for token in settings.admin.tokens), *_passwords(settings))
     return {key: _scrubbed(value, secrets) for key, value in plain.items()}
+
+
+def _passwords(settings: Settings) -> list[str]:
+    """Those of the Redis URLs, as they are and as a URL has them; none that may be a word of something else."""
+    redis = settings.tenant_map.redis
+    found = [] if redis is None else [read(url).password for url in (redis.url, *redis.peers.values())]
+    return [form for word in found if len(word) >= PASSWORD_CHARS_MIN for form in (word, quote(word, safe=""))]
 
 
 def _scrubbed(value: Any, secrets: tuple[str, ...]) -> Any:

@@ -1,7 +1,7 @@
 """What a reload would change, sorted by what the change needs to take effect.
 
-Data is applied in place. Code and sockets need new workers. What a gateway *is* (its region, its fleet, its state)
-needs a new start: everything that was ever said or stored under the old name would be wrong.
+Data is applied in place. Code and sockets need new workers. What a gateway *is* (its region, its fleet, its state, the
+source of its map) needs a new start: everything that was ever said or stored under the old name would be wrong.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import msgspec
 from gateway.settings.document import dotted
 from gateway.settings.schema import Settings
 
-RESTART: Final = frozenset({"region", "fleet", "state_dir"})
+RESTART: Final = frozenset({("region",), ("fleet",), ("state_dir",), ("tenant_map", "source")})
+"""Another source holds other tenants under the same versions. Keys of the file, as paths."""
 CODE: Final = frozenset({"listen", "workers", "filters"})
-"""Top-level keys of the file; all others are data."""
+"""Top-level keys of the file; what is in neither is data."""
 _NOT_MEANT: Final = frozenset({"digest", "origins"})
 """Fields that are derived from the others, or say only where they were written."""
 _WRITTEN: Final = {
@@ -46,7 +47,7 @@ def compare(old: Settings, new: Settings) -> Difference:
     before, after = _plain(old), _plain(new)
     for path in sorted(_changed(before, after, ())):
         top = path[0]
-        kind = difference.restart if top in RESTART else difference.code if top in CODE else difference.data
+        kind = difference.restart if path in RESTART else difference.code if top in CODE else difference.data
         kind.append(dotted(path))
     return difference
 

@@ -6,19 +6,43 @@ its defaults against those of `schema`. A key of a later version is in it too, a
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gateway.core.placement import REGION_NAME, Misroute
 from gateway.core.view import REGION_CLUSTER
-from gateway.settings import templates, units
+from gateway.settings import templates
 from gateway.settings.document import Leaf, Node, Path, Table, described
 from gateway.settings.problems import nearest, shown
+from gateway.settings.scalars import (
+    ACTOR,
+    ADMIN_HOST,
+    CHECK_PATH,
+    CLUSTER,
+    CLUSTER_KEY,
+    DAY_S,
+    ENDPOINT,
+    FILTER,
+    GATEWAY,
+    HOP_KEY,
+    LISTENER,
+    NETWORK,
+    PERCENTAGE,
+    PREFIX,
+    PROBE,
+    PUBLIC,
+    REDIS_URL,
+    REGION,
+    TOKEN,
+    WORKERS,
+    duration,
+    fraction,
+    matching,
+    size,
+    whole,
+)
 from gateway.settings.schema import (
     AccessLogSettings,
-    Address,
     AdminSettings,
     ClusterLimitSettings,
     ClusterSettings,
@@ -27,7 +51,9 @@ from gateway.settings.schema import (
     HealthSettings,
     LimitSettings,
     Listen,
+    MapSource,
     ProbeSettings,
+    RedisSettings,
     RegionSettings,
     ResolverSettings,
     RetrySettings,
@@ -35,6 +61,7 @@ from gateway.settings.schema import (
     RouteSettings,
     TenancySettings,
     TimeoutSettings,
+    TlsSettings,
     TokenSettings,
 )
 from gateway.settings.shape import (
@@ -51,229 +78,12 @@ from gateway.settings.shape import (
     Named,
     OrNone,
     Record,
-    Scalar,
     Walk,
-    like,
 )
 from gateway.settings.units import Wanted
 
-DAY_S: Final = 86400.0
-"""No timeout of a request is longer; a longer one is a mistaken unit."""
-WORKERS_MAX: Final = 256
-"""More processes than any machine of this kind has cores."""
-KEY_BYTES_MIN: Final = 32
-"""HMAC-SHA256 gains nothing from more and loses from less (RFC 2104, 3)."""
-TOKEN_CHARS_MIN: Final = 24
-"""144 bits when it comes from `openssl rand -base64 18`: nobody guesses it, at any rate."""
-TOKEN_CHARS_MAX: Final = 512
 UNKNOWN_REJECT: Final = "reject"
-_FILTER_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
-_CLUSTER: Final = re.compile(r"[a-z0-9_.-]{1,63}\Z")
-_ACTOR: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
-_BEARER: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*\Z")
-"""b64token, RFC 6750, 2.1: what `Authorization: Bearer` can carry."""
-_CLUSTER_KEY: Final = r"[a-z0-9_.-]{1,63}|region:(?:\*|[a-z0-9-]{1,32})"
-_PATH: Final = re.compile(r"/[\x21\x22\x24-\x3e\x40-\x7e]*\Z")
-"""A raw path: visible ASCII but `?` and `#`."""
-_TARGET: Final = re.compile(r"/[\x21\x22\x24-\x7e]*\Z")
-FILTERS: Final = ("identify", "tenant", "region", "forward", "redirect", "reply", "headers", "log")
-"""The filters of the chain, by name: settings cannot import them, so a test holds this against their registries."""
-
-
-def duration(low: float = 0.001, high: float = DAY_S) -> Scalar:
-    def parse(text: str) -> float:
-        value = units.duration(text)
-        if not low <= value <= high:
-            raise Wanted(f"a duration from {_written(low)} to {_written(high)}")
-        return value
-
-    return Scalar("duration", "a duration such as 250ms", parse, substitute=low, schema=like(units.DURATION))
-
-
-def _written(seconds: float) -> str:
-    if seconds and seconds % 3600 == 0:
-        return f"{seconds / 3600:.0f}h"
-    return f"{seconds:.0f}s" if seconds % 1 == 0 else f"{seconds * 1000:.0f}ms"
-
-
-def size(low: int, high: int, expected: str = "a size such as 64KiB") -> Scalar:
-    def parse(text: str) -> int:
-        value = units.size(text)
-        if not low <= value <= high:
-            raise Wanted(f"a size from {_written_size(low)} to {_written_size(high)}")
-        return value
-
-    return Scalar("size", expected, parse, substitute=low, schema=like(units.SIZE))
-
-
-def _written_size(count: int) -> str:
-    for unit in ("GiB", "MiB", "KiB"):
-        if count and count % units.BYTES[unit] == 0:
-            return f"{count // units.BYTES[unit]}{unit}"
-    return f"{count}B"
-
-
-def whole(low: int, high: int) -> Scalar:
-    def parse(text: str) -> int:
-        value = units.whole(text)
-        if not low <= value <= high:
-            raise ValueError("out of range")
-        return value
-
-    return Scalar(
-        f"whole number from {low} to {high}",
-        f"a whole number from {low} to {high}",
-        parse,
-        substitute=low,
-        is_number=True,
-        schema={"type": "integer", "minimum": low, "maximum": high},
-    )
-
-
-def fraction() -> Scalar:
-    def parse(text: str) -> float:
-        value = units.number(text)
-        if value > 1:
-            raise ValueError("out of range")
-        return value
-
-    schema = {"type": "number", "minimum": 0, "maximum": 1}
-    return Scalar("number", "a number from 0 to 1", parse, substitute=0.0, is_number=True, schema=schema)
-
-
-def matching(type_name: str, expected: str, pattern: re.Pattern[str]) -> Scalar:
-    def parse(text: str) -> str:
-        if not pattern.match(text):
-            raise ValueError("no match")
-        return text
-
-    return Scalar(type_name, expected, parse, schema=like(pattern))
-
-
-def _workers(text: str) -> int:
-    """0 is `auto`: the loader asks the machine."""
-    value = 0 if text == "auto" else units.whole(text)
-    if not (text == "auto" or 1 <= value <= WORKERS_MAX):
-        raise ValueError("out of range")
-    return value
-
-
-def _endpoint(text: str) -> Address:
-    scheme, found, _ = text.partition("://")
-    if found and scheme in ("dns", "srv"):
-        raise Wanted(f"host:port ({scheme}:// is {NOT_YET})")
-    if found:
-        raise Wanted("host:port without a scheme")
-    return units.endpoint(text)
-
-
-def _public(text: str) -> str:
-    templates.public_url(text)
-    return text
-
-
-def hop_key(text: str) -> str:
-    size_bytes = len(text.encode())
-    if size_bytes < KEY_BYTES_MIN:
-        raise Wanted(f"a key of at least {KEY_BYTES_MIN} bytes")
-    return text
-
-
-def bearer_token(text: str) -> str:
-    if not TOKEN_CHARS_MIN <= len(text) <= TOKEN_CHARS_MAX or not _BEARER.match(text):
-        raise ValueError("no token")
-    return text
-
-
-def _admin_host(text: str) -> str:
-    if not units.is_ip(text):
-        return units.host_name(text)
-    return str(ipaddress.ip_address(text))
-
-
-def _filter(text: str) -> str:
-    """A name that some filter may have; which ones there are is known once operators' files were loaded."""
-    if text not in FILTERS and not _FILTER_NAME.match(text):
-        raise ValueError("no filter")
-    return text
-
-
-def cluster_name(text: str) -> str:
-    """A cluster that requests can be routed to: not the gateways of a region."""
-    if not _CLUSTER.match(text):
-        raise ValueError("no cluster name")
-    return text
-
-
-def _cluster_key(text: str) -> str:
-    prefix, colon, region = text.partition(":")
-    if not colon:
-        return cluster_name(text)
-    if prefix + colon != REGION_CLUSTER or not (region == "*" or REGION_NAME.match(region)):
-        raise Wanted("region:* or region:NAME")
-    return text
-
-
-REGION: Final = matching("name", "a name of 1 to 32 of a-z 0-9 -", REGION_NAME)
-CLUSTER: Final = Scalar(
-    "cluster name", "a cluster name of 1 to 63 of a-z 0-9 _ . -", cluster_name, schema=like(_CLUSTER)
-)
-_CLUSTER_NAME: Final = Scalar("cluster name", CLUSTER.expected, _cluster_key, schema=like(_CLUSTER_KEY))
-LISTENER: Final = Scalar(
-    *("address", "an address such as 0.0.0.0:8080", units.listener), Address("", 0), schema=like(units.LISTENER_LIKE)
-)
-ENDPOINT: Final = Scalar(
-    *("host:port", "host:port such as 10.1.0.4:9000", _endpoint), Address("", 0), schema=like(units.ENDPOINT_LIKE)
-)
-GATEWAY: Final = Scalar(
-    *("host:port", "host:port such as gw.eu.internal:8082", units.endpoint),
-    Address("", 0),
-    schema=like(units.ENDPOINT_LIKE),
-)
-PUBLIC: Final = Scalar(
-    "URL template", "a URL such as https://{tenant}.eu.example.com", _public, schema=like(r"https?://[^/?#@\\\s]+")
-)
-NETWORK: Final = Scalar(
-    "network", "a network such as 10.20.0.0/24", units.network, schema=like(r"[0-9A-Fa-f.:]+(?:/[0-9.]+)?")
-)
-HOP_KEY: Final = Scalar(
-    f"text of at least {KEY_BYTES_MIN} bytes",
-    f"a key of at least {KEY_BYTES_MIN} bytes",
-    hop_key,
-    secret=True,
-    schema={
-        "type": ["string", "number"],
-        "pattern": f"^[\\s\\S]{{{KEY_BYTES_MIN // 4},}}$",
-    },  # a character: 1 to 4 bytes
-)
-ACTOR: Final = matching("name", "a name of 1 to 64 of A-Z a-z 0-9 . _ @ -", _ACTOR)
-TOKEN: Final = Scalar(
-    f"text of at least {TOKEN_CHARS_MIN} characters",
-    f"a token of at least {TOKEN_CHARS_MIN} of A-Z a-z 0-9 - . _ ~ + /",
-    bearer_token,
-    secret=True,
-    schema={"type": ["string", "number"], "pattern": f"^[A-Za-z0-9._~+/=-]{{{TOKEN_CHARS_MIN},{TOKEN_CHARS_MAX}}}$"},
-)
-ADMIN_HOST: Final = Scalar(
-    "host", "a host name or an address, without port", _admin_host, schema=like(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
-)
-PREFIX: Final = matching("path", "a path prefix such as /api/, without query", _PATH)
-PROBE: Final = matching("path", "a path such as /healthz, without query", _PATH)
-CHECK_PATH: Final = matching("path", "a path such as /healthz", _TARGET)
-WORKERS: Final = Scalar(
-    f"`auto` or a whole number from 1 to {WORKERS_MAX}",
-    f"auto or a whole number from 1 to {WORKERS_MAX}",
-    _workers,
-    1,
-    schema={
-        "anyOf": [
-            {"type": "string", "pattern": "^(?:auto|[1-9][0-9]{0,2})$"},
-            {"type": "integer", "minimum": 1, "maximum": WORKERS_MAX},
-        ]
-    },
-)
 FILTER_PATHS: Final = Items(FilePath(), distinct=True)
-FILTER: Final = Scalar("filter name", f"a filter: one of {', '.join(FILTERS)}", _filter, schema=like(_FILTER_NAME))
 MISROUTE: Final = Choice({m.value: m for m in Misroute})
 
 
@@ -457,15 +267,40 @@ _PROBES: Final = {
     "live": Key(PROBE, "The process lives.", "/healthz"),
     "ready": Key(PROBE, "The map is loaded, and the gateway is not draining.", "/readyz"),
 }
+_TLS: Final = {
+    "ca": Key(FilePath(), "Whom to believe, PEM; otherwise what the system believes."),
+    "cert": Key(FilePath(), "Who we are, PEM; together with `key`."),
+    "key": Key(FilePath(), "Its key, PEM."),
+}
+_REDIS: Final = {
+    "url": Key(REDIS_URL, "This region's Redis or Valkey.", required=True),
+    "peers": Key(
+        Named(REGION, REDIS_URL, label="<region>", secret=True),
+        "The other regions' Redis; one that is not named is not followed.",
+        "{}",
+    ),
+    "tls": Key(Record(TlsSettings, _TLS), "For the URLs with `rediss`."),
+}
 _MAP: Final = {
-    "source": Key(Choice({"yaml": "yaml"}, later=("redis",)), "`yaml`: `file` is watched.", "yaml"),
-    "file": Key(FilePath(), "The tenants file.", "tenants.yaml"),
+    "source": Key(
+        Choice({source.value: source for source in MapSource}),
+        "`yaml`: `file` is watched. `redis`: a map that the regions replicate to each other.",
+        "yaml",
+        effect=Effect.RESTART,
+    ),
+    "file": Key(FilePath(), "The tenants file. Used only with `source: yaml`.", "tenants.yaml"),
+    "redis": Key(Record(RedisSettings, _REDIS, secret=True), "Used, and required, only with `source: redis`."),
     "loss_guard": Key(
-        Scalar("percentage", "a percentage such as 5%", units.percent, 0.0, schema=like(units.PERCENT)),
+        PERCENTAGE,
         "A change that removes more than this share and at least 10 tenants, or all of them, waits for `map confirm`.",
         "5%",
     ),
-    "redis": Key(Later(), "The replicated map."),
+    "partition_after": Key(
+        OrNone(duration(1)),
+        "Having heard from no other region for so long, this one counts as cut off, and each tenant's `partition` says "
+        "what its requests get.",
+        "none",
+    ),
 }
 _FILTERS: Final = {
     "paths": Key(
@@ -542,7 +377,7 @@ ROOT: Final = Record(
         "hop_keys": Key(Items(HOP_KEY, distinct=True), "Sign what gateways say to each other; the first signs, all "
                         "verify. Required with more than one region unless `misroute: external`.", "[]"),
         "clusters": Key(
-            Named(_CLUSTER_NAME, APP_CLUSTER, _gateways_kind, "<cluster>"),
+            Named(CLUSTER_KEY, APP_CLUSTER, _gateways_kind, "<cluster>"),
             "Where requests go: applications, and settings for other regions' gateways (`region:*`, `region:NAME`).",
             "{}",
         ),

@@ -25,7 +25,7 @@ from gateway.settings.document import Leaf, Listing, Node, Source, Table, merge
 from gateway.settings.expansion import Unresolved, expand
 from gateway.settings.filter_files import FilterFiles, digest_of, read_filters, unreadable
 from gateway.settings.machine import usable_cores
-from gateway.settings.problems import Invalid, Problem
+from gateway.settings.problems import MASK, Invalid, Problem, masked_url
 from gateway.settings.schema import (
     REGION_TIMEOUTS,
     AccessLogSettings,
@@ -341,11 +341,13 @@ SECRET_OPTION: Final = ("key", "token", "secret", "password", "credential")
 
 
 def masked(settings: Settings) -> dict[str, Any]:
-    """The settings as plain data, fit to be shown: secrets are `***`."""
+    """The settings as plain data, fit to be shown: secrets are MASK."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
-    plain["hop_keys"] = ["***" for _ in settings.hop_keys]
+    plain["hop_keys"] = [MASK for _ in settings.hop_keys]
     for token in plain["admin"]["tokens"]:
-        token["token"] = "***"
+        token["token"] = MASK
+    if (redis := settings.tenant_map.redis) is not None:
+        plain["tenant_map"]["redis"] |= {"url": masked_url(redis.url), "peers": redis.masked_peers()}
     plain["filter_options"] = {name: _masked_options(options) for name, options in settings.filter_options.items()}
     return plain
 
@@ -353,7 +355,7 @@ def masked(settings: Settings) -> dict[str, Any]:
 def _masked_options(value: object) -> object:
     if isinstance(value, Mapping):
         return {
-            name: "***" if any(word in str(name).lower() for word in SECRET_OPTION) else _masked_options(item)
+            name: MASK if any(word in str(name).lower() for word in SECRET_OPTION) else _masked_options(item)
             for name, item in value.items()
         }
     return [_masked_options(item) for item in value] if isinstance(value, list | tuple) else value

@@ -30,7 +30,7 @@ SERVERS_MAX: Final = 32
 """Sentinels or nodes to begin with: each knows the others."""
 
 EXPECTED: Final = "a URL such as redis://127.0.0.1:6379/0"
-LIKE: Final = r"(?:(?:rediss?(?:\+sentinel|\+cluster)?)://[^/\s]|unix:///)[\s\S]*"
+LIKE: Final = r"(?:rediss?(?:\+sentinel|\+cluster)?|unix)://[\s\S]+"
 """What such a URL looks like, for editors: looser than `read`."""
 
 _BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")

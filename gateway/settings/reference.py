@@ -75,6 +75,22 @@ Each entry of `tenancy.resolvers` is one of:
 | `query` | `tenant` | a parameter's name |
 | `cookie` | `tenant` | a cookie's name |
 | `fixed` | `acme` | every request is this tenant's |
+
+A Redis URL names Redis, Valkey or what speaks their protocol:
+
+| URL | |
+|---|---|
+| `redis://USER:PASSWORD@HOST:6379/0` | one server, a database's number after it |
+| `unix:///run/valkey.sock?db=0` | its socket on this machine |
+| `redis+sentinel://USER:PASSWORD@H1:26379,H2:26379/SERVICE/0` | the master that the sentinels name |
+| `redis+cluster://USER:PASSWORD@H1:6379,H2:6379` | a cluster, which tells its other nodes |
+
+`rediss` instead of `redis` is the same over TLS; certificates are always verified. Everything but the place may be left
+out: the port, the database, `USER:PASSWORD@`, or `USER` alone, which then is Redis's `default`. The credentials are
+those of the servers; sentinels are asked without any. Whatever stands between `://` and the last `@` are credentials,
+so that a password from a secret store goes in as it is, as in `rediss://landbridge:${file:/run/secrets/redis}@valkey:6379`;
+only `%` has a meaning there: `%25` is the sign itself. Anything else after the place is refused. No message, log or
+answer of the admin API ever shows the credentials.
 """
 
 TENANTS: Final = """
@@ -88,7 +104,7 @@ case. A host that two tenants claim, or that a host template gives to another te
 NOT_YET_TEXT: Final = """
 ## Not supported yet
 
-Refused by name, never ignored: {keys}; `tenancy.resolvers` of the kind `jwt`; `tenant_map.source: redis`;
+Refused by name, never ignored: {keys}; `tenancy.resolvers` of the kind `jwt`;
 `clusters.<cluster>.balance` other than `least_request`; endpoints `dns://` and `srv://`. {empty} have to be empty.
 """
 

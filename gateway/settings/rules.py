@@ -7,16 +7,16 @@ dangling reference next to a misspelt unit. A rule that would only repeat a prob
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from gateway.core.placement import Misroute
+from gateway.core.placement import REGION_NAME, Misroute
 from gateway.core.view import REGION_CLUSTER
-from gateway.settings import units
+from gateway.settings import redis_url, units
 from gateway.settings.document import Leaf, Listing, Node, Path, Table, described, dotted, find
-from gateway.settings.keys import FILTERS
 from gateway.settings.problems import nearest, shown
-from gateway.settings.schema import Address, RouteSettings, Settings
+from gateway.settings.scalars import FILTERS
+from gateway.settings.schema import Address, MapSource, RouteSettings, Settings
 from gateway.settings.shape import Walk
 
 APP: Final = "app"
@@ -39,6 +39,7 @@ def judge(settings: Settings, root: Table, walk: Walk, chosen: str) -> None:
     rules.between_regions()
     rules.listeners()
     rules.admin()
+    rules.replication()
     rules.times()
 
 
@@ -189,6 +190,35 @@ class _Rules:
             names.add(entry.name)
             tokens.add(entry.token)
 
+    def replication(self) -> None:
+        """What the replicated map needs, and whom it can follow."""
+        settings, where = self.settings, ("tenant_map", "redis")
+        if ("tenant_map",) in self.walk.bad or where in self.walk.bad:
+            return
+        redis = settings.tenant_map.redis
+        if redis is None:
+            if settings.tenant_map.source is MapSource.REDIS and not self.is_bad("tenant_map", "source"):
+                self.note((*where, "url"), f"{redis_url.EXPECTED}, since tenant_map.source is redis")
+            return
+        others = [name for name in settings.regions if name != settings.region]
+        peers = find(self.root, (*where, "peers"))
+        for name in redis.peers if isinstance(peers, Table) and not self.is_bad("regions") else ():
+            if name == settings.region and not self.is_bad("region"):
+                expected = "other regions only (this region's own is tenant_map.redis.url)"
+            elif name not in settings.regions and REGION_NAME.match(name):
+                expected = f"one of regions{nearest(name, others)}"
+            else:
+                continue
+            path = (*where, "peers", name)
+            self.walk.note_at(peers.entries[name].source, peers.lines[name], path, expected, f"the key {shown(name)}")
+        if redis.tls is None or self.is_bad(*where):
+            return
+        if not any(redis_url.read(url).is_tls for url in (redis.url, *redis.peers.values())):
+            self.note((*where, "tls"), "no such key, since no URL begins with rediss")
+        if (redis.tls.cert is None) is not (redis.tls.key is None):
+            lacking, given = ("key", "cert") if redis.tls.key is None else ("cert", "key")
+            self.note((*where, "tls", lacking), f"a path, since tls.{given} is set")
+
     def times(self) -> None:
         drain, probes = self.settings.drain, self.settings.probes
         if drain.grace >= drain.limit and not self.is_bad("drain"):
@@ -244,9 +274,28 @@ def warnings(settings: Settings, root: Table) -> list[str]:
         if isinstance(written, Leaf) and written.line and "${" not in written.text:
             path = ("admin", "tokens", index, "token")
             warn(path, "the token stands in the file: ${NAME} or ${file:path} keeps it out")
+    _warn_of_replication(settings, root, warn)
     if not settings.admin.hosts and not units.is_loopback(settings.listen.admin.host):
         warn(("listen", "admin"), "admin.hosts is empty: the API answers only to the address that was connected to")
     return lines
+
+
+def _warn_of_replication(settings: Settings, root: Table, warn: Callable[[Path, str], None]) -> None:
+    tenant_map, where = settings.tenant_map, ("tenant_map", "redis")
+    others = [name for name in settings.regions if name != settings.region]
+    if tenant_map.partition_after is not None and not others:
+        warn(("tenant_map", "partition_after"), "there is no other region to hear from: it has no effect")
+    if tenant_map.redis is None:
+        return
+    if tenant_map.source is not MapSource.REDIS:
+        warn(where, "not used, since tenant_map.source is yaml")
+    for name in others:
+        if name not in tenant_map.redis.peers:
+            warn((*where, "peers"), f"{name} is not named: what is written there does not come here")
+    for path in [(*where, "url"), *((*where, "peers", name) for name in tenant_map.redis.peers)]:
+        node = find(root, path)
+        if isinstance(node, Leaf) and node.line and redis_url.shows_password(node.text):
+            warn(path, "the password stands in the file: ${NAME} or ${file:path} keeps it out")
 
 
 def _listed(root: Table, *path: str) -> list[Node]:

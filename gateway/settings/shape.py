@@ -331,7 +331,7 @@ class Named:
 
     def read(self, walk: Walk, node: Node, path: Path) -> object:
         if not isinstance(node, Table):
-            return walk.note(node, path, "a mapping", described(node))
+            return walk.note(node, path, "a mapping", found_in(node, self.secret))
         values: dict[str, object] = {}
         for name, child in node.entries.items():
             inner = (*path, name)

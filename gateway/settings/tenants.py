@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
-from gateway.core.placement import REGION_NAME, TENANT_ID, Failover, Misroute, Placement, State, Version
+from gateway.core.placement import REGION_NAME, TENANT_ID, Failover, Misroute, Partition, Placement, State, Version
 from gateway.core.view import REGION_CLUSTER, HostTemplate
 from gateway.settings import document, templates, units
 from gateway.settings.document import Path, Source, Table, described, find
-from gateway.settings.keys import CLUSTER, MISROUTE, REGION
+from gateway.settings.keys import MISROUTE
 from gateway.settings.problems import Invalid, nearest, shown
+from gateway.settings.scalars import CLUSTER, REGION
 from gateway.settings.schema import Settings
 from gateway.settings.shape import Choice, Items, Key, Later, Named, Record, Scalar, Walk
 from gateway.settings.units import Wanted
@@ -28,7 +29,7 @@ TENANTS_BYTES_MAX: Final = 256 * 1024**2
 """A million tenants of the usual size; a larger file is the wrong file."""
 LABELS_MAX: Final = 64
 LABEL_CHARS_MAX: Final = 256
-_LABEL_NAME: Final = re.compile(r"[A-Za-z0-9._/-]{1,63}\Z")
+LABEL_NAME: Final = re.compile(r"[A-Za-z0-9._/-]{1,63}\Z")
 
 
 def _tenant_id(text: str) -> str:
@@ -44,14 +45,15 @@ def _epoch(text: str) -> int:
     return value
 
 
-def _public(text: str) -> str:
+def public_of(text: str) -> str:
+    """A tenant's own URL in its one written form. Raises ValueError."""
     if templates.TENANT in text:
         raise Wanted("a URL of this tenant, without {tenant}")
     return templates.public_url(text).render("")
 
 
 def _label_name(text: str) -> str:
-    if not _LABEL_NAME.match(text):
+    if not LABEL_NAME.match(text):
         raise ValueError("no label")
     return text
 
@@ -81,7 +83,7 @@ TENANT_KEYS: Final[Mapping[str, Key]] = {
         "[]",
     ),
     "public": Key(
-        Named(REGION, Scalar("URL", "a URL such as https://eu.shop.acme.com", _public), label="<region>"),
+        Named(REGION, Scalar("URL", "a URL such as https://eu.shop.acme.com", public_of), label="<region>"),
         "Where this tenant's clients are sent, per region; otherwise the region's template.",
         "{}",
     ),
@@ -89,6 +91,12 @@ TENANT_KEYS: Final[Mapping[str, Key]] = {
     "state": Key(STATE, "`suspended` is answered 403. `held` and `deleted` are set by the tools only.", "active"),
     "cluster": Key(CLUSTER, "The cluster for every request of this tenant; otherwise by route."),
     "limits": Key(Later(), "Rates of this tenant."),
+    "partition": Key(
+        Choice({p.value: p for p in Partition}),
+        "What its requests get while this region is cut off from all others (`tenant_map.partition_after`): they are "
+        "served; only GET, HEAD and OPTIONS are; or none is.",
+        "serve",
+    ),
     "labels": Key(
         Named(
             Scalar("name", "a label of 1 to 63 of A-Z a-z 0-9 . _ / -", _label_name),
@@ -106,7 +114,8 @@ TENANT_KEYS: Final[Mapping[str, Key]] = {
 """Every key of a tenant, in the order of the documentation."""
 
 TENANT: Final = Record(dict, TENANT_KEYS)
-_TENANT_ID: Final = Scalar("tenant id", "a tenant id: 1 to 63 of a-z 0-9 - _", _tenant_id)
+AN_ID: Final = "a tenant id: 1 to 63 of a-z 0-9 - _"
+_TENANT_ID: Final = Scalar("tenant id", AN_ID, _tenant_id)
 ROOT: Final = Record(
     dict, {"tenants": Key(Named(_TENANT_ID, TENANT, label="<tenant>"), "Every tenant, by its id.", required=True)}
 )
@@ -126,15 +135,20 @@ def load_tenants(file: str, text: bytes, settings: Settings) -> list[Placement]:
         walk.note_at(source, line, ("tenants",), "a mapping ({} where there is no tenant)", "nothing")
         root.entries["tenants"] = Table(source, line)
         root.lines["tenants"] = line
+    return placements_in(root, walk, settings)
+
+
+def placements_in(root: Table, walk: Walk, settings: Settings) -> list[Placement]:
+    """The placements in a document, in its order. Raises Invalid with all problems, those in `walk` among them."""
     values = cast("dict[str, Any]", ROOT.read(walk, root, ()))
-    check = _Check(settings, root, walk)
+    check = Check(settings, root, walk)
     placements = [check.placement(tenant, record) for tenant, record in values["tenants"].items()]
     if walk.problems:
         raise Invalid(sorted(walk.problems, key=lambda problem: problem.line))
     return placements
 
 
-class _Check:
+class Check:
     """What a tenant's record says of the settings and of other tenants."""
 
     def __init__(self, settings: Settings, root: Table, walk: Walk) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from filters import ENDPOINT, INBOUND, OUTBOUND
 from gateway.cli.check import INVALID, VALID, check, examine, print_schema
-from gateway.settings import json_schema, keys
+from gateway.settings import json_schema, keys, scalars
 from gateway.settings.reference import every_key
 from gateway.settings.shape import Later
 from tests.support.configs import ENVIRON, KEY, SMALL, write
@@ -93,6 +93,23 @@ def test_a_tenants_file_that_is_not_there_is_a_problem(path: Path) -> None:
     assert lines == ["tenants.yaml: expected a readable tenants file (tenant_map.file), got no such file or directory"]
 
 
+def test_a_replicated_map_needs_no_tenants_file(path: Path) -> None:
+    (path.parent / "tenants.yaml").unlink()
+    redis = "tenant_map: {source: redis, redis: {url: 'redis://u:hunter2@valkey', peers: {there: 'redis://i'}}}\n"
+    write(path.parent, SMALL + redis)
+    code, lines = checked(path)
+    assert code == VALID
+    assert lines[0].startswith("warning: gateway.yaml:9: tenant_map.redis.url: the password stands in the file")
+    assert "1 cluster, tenants from redis://valkey:6379/0, 1 peer, digest " in lines[1]
+    write(path.parent, SMALL + redis.replace("valkey", "val key"))
+    code, [line] = checked(path)
+    assert code == INVALID
+    assert line == (
+        "gateway.yaml:9: tenant_map.redis.url: expected a URL without blanks and control characters, got a value that "
+        "is not shown"
+    )
+
+
 def test_a_configuration_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     assert checked(tmp_path / "gateway.yaml") == (
         INVALID,
@@ -116,7 +133,7 @@ def test_options_that_no_filter_takes_are_a_problem_at_their_line(path: Path) ->
 
 
 def test_every_filter_can_be_named_in_the_options() -> None:
-    assert set(keys.FILTERS) == {*INBOUND, *ENDPOINT, *OUTBOUND}
+    assert set(scalars.FILTERS) == {*INBOUND, *ENDPOINT, *OUTBOUND}
 
 
 def test_examine_gives_what_was_read(path: Path) -> None:

@@ -95,6 +95,10 @@ MISTAKES = [
     ("tenancy: {resolvers: [{host: 'acme.example.com'}]}", ["tenancy.resolvers.0.host"]),
     ("tenancy: {resolvers: [{query: a, cookie: b}]}", ["tenancy.resolvers.0"]),
     ("throttle: {}", [""]),
+    ("tenant_map: {source: etcd}", ["tenant_map.source"]),
+    ("tenant_map: {redis: {url: http://h}}", ["tenant_map.redis.url"]),
+    ("tenant_map: {redis: {url: redis://h, peers: {x: 5}}}", ["tenant_map.redis.peers.x"]),
+    ("tenant_map: {partition_after: 30}", ["tenant_map.partition_after"]),
     ("trusted_proxies: 10.0.0.0/8", ["trusted_proxies"]),
     ("routes: [{prefix: /}]", ["routes.0"]),
     ("admin: {tokens: [{name: a, role: admin, token: short}]}", ["admin.tokens.0.role", "admin.tokens.0.token"]),
@@ -127,6 +131,7 @@ VALUES = [
     *("/", "/a/b-%2F;x=1", "/a?b", "/a#b", "auto", "1", "256", "257", "0", "0.5", "1.0", "reject", "none"),
     *("t" * 24, "7" * 24, "dGhlIHRva2VuIHRoYXQ+Lw==dG8=", "dGhlIHRva2VuIHRoYXQ+LyB0bw=="),
     *("k" * 31, "ü" * 16, "🧱" * 8, "x" * 600),
+    *("redis://h", "rediss+sentinel://u:p@h1:1,[::1]/main/2", "unix:///x?db=1", "redis+cluster://h", "unix://u:p@/x"),
     *("${NAME}", "a${NAME}b", "${file:/run/x}", "log", "tenant", "my_filter"),
 ]  # fmt: skip
 

@@ -22,9 +22,13 @@ from gateway.settings.schema import (
     Address,
     ClusterTimeoutSettings,
     HealthSettings,
+    MapSource,
+    RedisSettings,
     ResolverSettings,
     RouteSettings,
     Settings,
+    TenantMapSettings,
+    TlsSettings,
 )
 from gateway.settings.shape import BAD, Later, Walk
 from tests.support.configs import ENVIRON, KEY, SMALL, problems_of, settings_of, write
@@ -104,6 +108,9 @@ MISTAKES = [
     ("access_log: {sample: 2}", "access_log.sample: expected a number from 0 to 1, got 2"),
     ("access_log: {path: ''}", 'access_log.path: expected a path, got ""'),
     ("telemetry: {tenants: -1}", "telemetry.tenants: expected a whole number from 0 to 100000, got -1"),
+    ("tenant_map: {source: etcd}", 'tenant_map.source: expected yaml or redis, got "etcd"'),
+    ("tenant_map: {partition_after: 30}", "tenant_map.partition_after: expected a duration such as 250ms, got 30"),
+    ("tenant_map: {partition_after: 10ms}", 'tenant_map.partition_after: expected a duration from 1s to 24h, got "10ms"'),
     ("tenant_map: {loss_guard: 5}", "tenant_map.loss_guard: expected a percentage such as 5%, got 5"),
     ("tenancy: {resolvers: [host]}", "tenancy.resolvers[0]: expected one of host, header, path, query, cookie, fixed, with "
      'its value, got "host"'),
@@ -159,8 +166,6 @@ def test_mistakes_in_a_cluster(tmp_path: Path, cluster: str, problem: str) -> No
 
 LATER = [
     ("throttle: {tenant: {rate: 1000/s}}", "throttle: expected no such key (throttle is not supported yet), got a mapping"),
-    ("tenant_map: {redis: {url: 'redis://u:secret@h'}}", "tenant_map.redis: expected no such key (redis is not supported yet), got a mapping"),
-    ("tenant_map: {source: redis}", 'tenant_map.source: expected yaml (redis is not supported yet), got "redis"'),
     ("tenancy: {resolvers: [{jwt: {}}]}", "tenancy.resolvers[0].jwt: expected one of host, header, path, query, cookie, fixed "
      '(jwt is not supported yet), got "jwt"'),
     ("tenancy: {agree: [host, path]}", "tenancy.agree: expected an empty list (agree is not supported yet), got a list"),
@@ -265,6 +270,42 @@ telemetry: {tenants: 0}
     assert settings.filter_options == {"region": {"a": 1, "b": [True, "x", {"c": 1.5}], "d": KEY}}
     assert settings.access_log == AccessLogSettings(None, 0.25)
     assert settings.tenant_series == 0
+
+
+REDIS = """\
+tenant_map:
+  source: redis
+  partition_after: 30s
+  redis:
+    url: rediss://landbridge:${file:password}@valkey.here
+    peers: {there: "${THERE}"}
+    tls: {ca: ca.pem, cert: a.pem, key: a.key}
+"""
+
+
+def test_a_replicated_map_is_read_and_its_passwords_are_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("hunter2/with@all:of?it\n")
+    environ = ENVIRON | {"THERE": "redis+sentinel://:hunter2@s1,s2/main"}
+    path = write(tmp_path, SMALL + REDIS)
+    settings = settings_of(path, environ)
+    assert settings.tenant_map == TenantMapSettings(
+        str(tmp_path / "tenants.yaml"),
+        MapSource.REDIS,
+        redis=RedisSettings(
+            "rediss://landbridge:hunter2%2Fwith%40all%3Aof%3Fit@valkey.here:6379/0",
+            {"there": "redis+sentinel://:hunter2@s1:26379,s2:26379/main/0"},
+            TlsSettings(str(tmp_path / "ca.pem"), str(tmp_path / "a.pem"), str(tmp_path / "a.key")),
+        ),
+        partition_after=30.0,
+    )
+    plain = masked(settings)
+    assert plain["tenant_map"]["redis"]["url"] == "rediss://***@valkey.here:6379/0"
+    assert plain["tenant_map"]["redis"]["peers"] == {"there": "redis+sentinel://***@s1:26379,s2:26379/main/0"}
+    sources = read_sources(path, environ)
+    assert warnings_for(settings, sources) == []
+    assert "hunter2" not in f"{settings!r} {plain} {encode_sources(sources)!r}"
+    again = msgspec.msgpack.decode(msgspec.msgpack.encode(settings), type=Settings)
+    assert again == settings
 
 
 def test_an_overlay_merges_and_its_problems_name_its_own_lines(tmp_path: Path) -> None:
@@ -428,6 +469,19 @@ def test_a_value_that_came_from_a_reference_is_shown_as_it_is_written(tmp_path: 
         "admin: {{tokens: [{k}]}}",
         "admin: {{tokens: [{{name: a, role: viewer, token: '{k}!'}}]}}",
         "admin: {{tokens: [{{name: a, role: viewer, token: [{k}]}}]}}",
+        "tenant_map: {{redis: {{url: 'redis://u:{k}'}}}}",
+        "tenant_map: {{redis: {{url: 'http://u:{k}@h'}}}}",
+        "tenant_map: {{redis: {{url: ['redis://u:{k}@h']}}}}",
+        "tenant_map: {{redis: {{urls: 'redis://u:{k}@h'}}}}",
+        "tenant_map: {{redis: 'redis://u:{k}@h'}}",
+        "tenant_map: {{redis: {{'redis://u:{k}@h': x}}}}",
+        "tenant_map: {{redis: {{url: 'redis://h', peers: 'redis://u:{k}@h'}}}}",
+        "tenant_map: {{redis: {{url: 'redis://h', peers: {{'redis://u:{k}@h': x}}}}}}",
+        "tenant_map: {{redis: {{url: 'redis://h', peers: {{there: 'u:{k}@h'}}}}}}",
+        "tenant_map: {{redis: {{url: 'redis://h', peers: {{mars: 'redis://u:{k}@h'}}}}}}",
+        "tenant_map: {{source: 'redis://u:{k}@h'}}",
+        "tenant_map: {{file: [], source: 'redis://u:{k}@h'}}",
+        "regions: {{here: {{public: 'redis://u:{k}@h'}}}}",
     ],
 )
 def test_no_problem_holds_a_secret(tmp_path: Path, text: str) -> None:
@@ -508,7 +562,7 @@ def _struct_default(settings: Settings, path: str) -> object:
 def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
     """Each default that the table of keys writes, read by its own kind, is what a file without the key gets."""
     settings = settings_of(write(tmp_path, SMALL))
-    elsewhere = {"clusters", "routes", "tenancy.agree", "filters.paths"}
+    elsewhere = {"clusters", "routes", "tenancy.agree", "filters.paths", "tenant_map.redis.peers"}
     checked = 0
     for path, key, _ in every_key(keys.ROOT):
         if not key.default or isinstance(key.kind, Later) or path in elsewhere or ".health." in path:

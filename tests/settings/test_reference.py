@@ -68,10 +68,11 @@ def test_every_key_stands_in_the_example_and_its_commented_defaults_are_the_defa
         for path, key, _ in every_key(keys.ROOT)
         if not (is_later(key) and isinstance(key.kind, Later) and not key.kind.empty_is_fine)
     }
-    entries = {path for path in wanted if path.startswith("admin.tokens[].")}  # the default is to have none
+    none = ("admin.tokens[].", "tenant_map.redis")  # the default is to have none
+    entries = {path for path in wanted if path.startswith(none)}
     assert wanted - written == entries
     for path in entries:
-        assert re.search(rf"^# .*[{{ ]{path.rpartition('.')[2]}: ", text, re.MULTILINE), path
+        assert re.search(rf"^#.*[{{ ]{path.rpartition('.')[2]}: ", text, re.MULTILINE), path
     (tmp_path / "gateway.yaml").write_text(text)
     with_defaults = load(read_sources(tmp_path / "gateway.yaml", environ("us-east-1")), environ("us-east-1"))
     (tmp_path / "gateway.yaml").write_text((CONFIG / "gateway.yaml").read_text())
@@ -97,3 +98,21 @@ def test_every_key_is_documented_with_a_sentence() -> None:
             assert f"`{path}`" in text, path
             assert key.about.endswith("."), path
             assert not (key.required and key.default), path
+
+
+def test_the_example_of_a_replicated_map_is_valid(tmp_path: Path) -> None:
+    overlay = (CONFIG / "regions" / "us-east-1.yaml").read_text()
+    text = re.sub(r"^#(?=(?:tenant_map:|  +\S))", "", overlay, flags=re.MULTILINE)
+    text = text.replace("/run/secrets/redis_password", str(tmp_path / "password")).replace("  ACL SETUSER", "# ACL")
+    (tmp_path / "password").write_text("p@ss/word\n")
+    (tmp_path / "regions").mkdir()
+    (tmp_path / "regions" / "us-east-1.yaml").write_text(text)
+    (tmp_path / "gateway.yaml").write_text((CONFIG / "gateway.yaml").read_text())
+    sources = read_sources(tmp_path / "gateway.yaml", environ("us-east-1"))
+    settings = load(sources, environ("us-east-1"))
+    assert warnings_for(settings, sources) == []
+    redis = settings.tenant_map.redis
+    assert redis is not None
+    assert redis.tls is not None
+    assert redis.url == "rediss://landbridge:p%40ss%2Fword@valkey.us-east-1.internal:6379/0"
+    assert redis.peers.keys() == set(REGIONS) - {"us-east-1"}

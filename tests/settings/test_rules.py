@@ -84,6 +84,17 @@ ADDED = [
     ("probes: {live: /readyz}", ['9: probes.live: expected a path other than that of probes.ready, got "/readyz"']),
     ("probes: {live: /a, ready: /a}", ['9: probes.ready: expected a path other than that of probes.live, got "/a"']),
     ("misroute: external", []),
+    ("tenant_map: {source: redis}", ["9: tenant_map.redis.url: expected a URL such as redis://127.0.0.1:6379/0, since tenant_map.source is redis, got nothing"]),
+    ("tenant_map: {source: redis, redis: {}}", ["9: tenant_map.redis.url: expected a URL such as redis://127.0.0.1:6379/0, got nothing"]),
+    ("tenant_map: {source: redis, redis: {url: x}}", ["9: tenant_map.redis.url: expected a URL such as redis://127.0.0.1:6379/0 (schemes: redis, redis+sentinel, redis+cluster, rediss, rediss+sentinel, rediss+cluster, unix), got a value that is not shown"]),
+    ("tenant_map: {source: redis, redis: {url: 'redis://h', peers: {there: 'redis://i', mars: 'redis://j'}}}", ['9: tenant_map.redis.peers.mars: expected one of regions, got the key "mars"']),
+    ("tenant_map: {source: redis, redis: {url: 'redis://h', peers: {here: 'redis://i', ther: 'redis://j'}}}", ['9: tenant_map.redis.peers.here: expected other regions only (this region\'s own is tenant_map.redis.url), got the key "here"', '9: tenant_map.redis.peers.ther: expected one of regions (did you mean there?), got the key "ther"']),
+    ("tenant_map: {redis: {url: 'redis://h', peers: {Mars: 'redis://j'}}}", ['9: tenant_map.redis.peers.Mars: expected a name of 1 to 32 of a-z 0-9 -, got the key "Mars"']),
+    ("tenant_map: {redis: {url: 'redis://h', tls: {ca: x}}}", ["9: tenant_map.redis.tls: expected no such key, since no URL begins with rediss, got a mapping"]),
+    ("tenant_map: {redis: {url: 'unix:///x', peers: {there: 'rediss://h'}, tls: {ca: x}}}", []),
+    ("tenant_map: {redis: {url: 'rediss+cluster://h', tls: {key: x}}}", ["9: tenant_map.redis.tls.cert: expected a path, since tls.key is set, got nothing"]),
+    ("tenant_map: {redis: {url: 'rediss://h', tls: {cert: x}}}", ["9: tenant_map.redis.tls.key: expected a path, since tls.cert is set, got nothing"]),
+    ("tenant_map: {redis: {url: 'redis://h', tls: {cart: x}}}", ['9: tenant_map.redis.tls.cart: expected a known key (did you mean cert?), got "cart"']),
 ]  # fmt: skip
 
 
@@ -124,6 +135,37 @@ def test_off_loopback_is_open_to_who_has_a_token_and_warns_of_what_is_easily_for
         f"{path}:2: listen.admin: admin.hosts is empty: the API answers only to the address that was connected to",
     ]
     assert "t" * 24 not in repr(settings)
+
+
+def _warnings(path: Path) -> list[str]:
+    sources = read_sources(path, ENVIRON)
+    return [line.replace(f"{path.parent}/", "") for line in warnings_for(load(sources, ENVIRON), sources)]
+
+
+SOURCES = [
+    ("{source: redis, partition_after: 30s, redis: {url: 'redis://u:${HOP_KEY}@h', peers: {there: 'unix:///x'}}}", []),
+    ("{source: redis, redis: {url: 'redis://h'}}", ["redis.peers: there is not named: what is written there does not come here"]),
+    ("{redis: {url: 'redis://h', peers: {there: 'redis://i'}}}", ["redis: not used, since tenant_map.source is yaml"]),
+    ("{source: redis, redis: {url: 'redis://u:pw@h', peers: {there: 'redis://:pw@i'}}}", [
+        "redis.url: the password stands in the file: ${NAME} or ${file:path} keeps it out",
+        "redis.peers.there: the password stands in the file: ${NAME} or ${file:path} keeps it out",
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "lines"), SOURCES)
+def test_a_replicated_map_that_is_probably_not_meant_is_warned_of(
+    tmp_path: Path, written: str, lines: list[str]
+) -> None:
+    path = write(tmp_path, SMALL + f"tenant_map: {written}\n")
+    assert _warnings(path) == [f"gateway.yaml:9: tenant_map.{line}" for line in lines]
+
+
+def test_who_has_no_other_region_is_never_cut_off(tmp_path: Path) -> None:
+    text = SINGLE + "tenant_map: {partition_after: 30s}\n"
+    assert _warnings(write(tmp_path, text)) == [
+        "gateway.yaml:6: tenant_map.partition_after: there is no other region to hear from: it has no effect"
+    ]
 
 
 def test_app_is_not_needed_when_a_route_takes_everything(tmp_path: Path) -> None:
