@@ -25,7 +25,7 @@ import lmdb
 from gateway.store import generations, snapshot
 from gateway.store.pages import Damage, Pages, Tree, read_meta
 from gateway.store.record import StoreError, Summary, boot_id, decode_summary, digest_of, unseal
-from gateway.store.tables import COMPLETE_KEY, COMPLETE_MARK, SUMMARY_KEY
+from gateway.store.tables import COMPLETE_KEY, COMPLETE_MARK, FOLLOWING, SUMMARY_KEY
 from gateway.store.writer import new_generation
 
 TRIES: Final = 20
@@ -95,8 +95,10 @@ def _inspect(pages: Pages, full: bool) -> Summary | None:
         raise Damage("the completeness mark is damaged")
     if databases[b"tenants"].entries != summary.records:
         raise Damage(f"it has {databases[b'tenants'].entries} records and says {summary.records}")
-    for _ in _records(pages, databases[b"hosts"]):
-        pass
+    for name in (b"hosts", *FOLLOWING):
+        if name in databases:  # the map of an older program has not all of them
+            for _ in _records(pages, databases[name]):
+                pass
     records = _records(pages, databases[b"tenants"])
     if full or summary.boot != boot_id():
         if digest_of(records) != summary.digest:

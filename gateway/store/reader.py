@@ -14,7 +14,7 @@ from typing import Final
 import lmdb
 
 from gateway.core.placement import Placement
-from gateway.store import generations
+from gateway.store import following, generations
 from gateway.store.generations import DATA_FILE
 from gateway.store.record import MapMeta, StoreError
 from gateway.store.tables import Tables
@@ -93,6 +93,11 @@ class Reader:
         """At most `limit` records with ids above `after` ("" is from the start), in order; damaged ones left out."""
         tables = self._tables or self._open()
         return [] if tables is None else tables.page(after, limit)
+
+    def arrived(self, tenant: str) -> int | None:
+        """Unix ms at which the tenant's record came here; None when that is not known."""
+        tables = self._tables or self._open()
+        return None if tables is None else following.arrived(tables, tenant)
 
     def close(self) -> None:
         if self._tables is not None:

@@ -1,8 +1,9 @@
 """The map's LMDB environment, open, and the lookups that reader and writer share.
 
-Three databases: `tenants` (id to sealed placement), `hosts` (host to sealed tenant id), `meta` (summary and
-completeness mark). Each lookup is one short transaction, about half a microsecond: none is ever kept across a call,
-because a reader that keeps one stops the writer from reusing pages.
+Databases: `tenants` (id to sealed placement), `hosts` (host to sealed tenant id), `meta` (summary, completeness mark,
+how far the source was followed), and what a followed map has besides: see `Following`. Each lookup is one short
+transaction, about half a microsecond: none is ever kept across a call, because a reader that keeps one stops the
+writer from reusing pages.
 
 LMDB allows an environment once per process. So control, which writes, reads through its Writer.
 """
@@ -13,7 +14,7 @@ import os
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import lmdb
 
@@ -31,7 +32,7 @@ from gateway.store.record import (
 )
 
 DATABASES: Final = 8
-"""Three are used; a later program may add some without making older files unreadable."""
+"""Six are used; a later program may add some without making older files unreadable."""
 
 READERS_MAX: Final = 512
 """Slots in the lock file, one per process that reads: workers, those that drain, and the CLI."""
@@ -39,8 +40,24 @@ READERS_MAX: Final = 512
 SUMMARY_KEY: Final = b"summary"
 COMPLETE_KEY: Final = b"complete"
 COMPLETE_MARK: Final = b"yes"
+SOURCE_KEY: Final = b"source"
 
 _T = TypeVar("_T")
+
+
+class Following(NamedTuple):
+    """What a map has that follows a source change by change; a file of an older program lacks it until it is written.
+
+    `claims`: claims of contested hosts (`store.claims`); `arrived`: id to the Unix ms at which its record came;
+    `waiting`: id to a sealed record that is newer than the one in `tenants`, and not routable here.
+    """
+
+    claims: lmdb._Database
+    arrived: lmdb._Database
+    waiting: lmdb._Database
+
+
+FOLLOWING: Final = (b"claims", b"arrived", b"waiting")
 
 
 class Tables:
@@ -73,11 +90,30 @@ class Tables:
             self.tenants = self.env.open_db(b"tenants", create=create)
             self.hosts = self.env.open_db(b"hosts", create=create)
             self.info = self.env.open_db(b"meta", create=create)
+            self._following = self._open_following(create=not readonly)
             # A descriptor of our own, on the data only: closing one on the lock file would drop LMDB's locks.
             self._fd = os.open(self._data, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
         except BaseException:
             self.env.close()
             raise
+
+    def follows(self) -> bool:
+        """Whether the file has what a followed map has."""
+        if self._following is None:
+            self._following = self._open_following(create=False)
+        return self._following is not None
+
+    def following(self) -> Following:
+        """Raises StoreError while the file has none of it."""
+        if not self.follows() or self._following is None:
+            raise StoreError(f"{self._data} was never written to by a program that follows changes")
+        return self._following
+
+    def _open_following(self, *, create: bool) -> Following | None:
+        try:
+            return Following(*(self.env.open_db(name, create=create) for name in FOLLOWING))
+        except lmdb.NotFoundError:
+            return None
 
     def hold_whole(self) -> None:
         """Raise StoreError when the file was cut short: touching what is gone would be a SIGBUS."""
@@ -148,7 +184,7 @@ class Tables:
                 transaction=txn.id(),
             )
 
-        return self._read(read)
+        return self.read(read)
 
     def page(self, after: str, limit: int) -> list[Placement]:
         """At most `limit` readable records with ids above `after` ("" is from the start), in order of id.
@@ -171,7 +207,7 @@ class Tables:
                     there = cursor.next()
             return found
 
-        return self._read(read)
+        return self.read(read)
 
     def slice(self, database: lmdb._Database, after: bytes, limit: int) -> tuple[int, list[tuple[bytes, bytes]]]:
         """The transaction, and at most `limit` keys above `after` with their values, as stored. Raises StoreError."""
@@ -183,7 +219,7 @@ class Tables:
                 found = list(islice(cursor, limit + 1))
             return txn.id(), found[1:] if found[0][0] == after else found[:limit]
 
-        return self._read(read)
+        return self.read(read)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -203,11 +239,11 @@ class Tables:
             with self.env.begin() as txn:
                 return read(txn)
         except lmdb.MapResizedError:
-            return self._read(read)
+            return self.read(read)
         except lmdb.Error as error:
             raise StoreError(f"the tenant map cannot be read: {error}") from error
 
-    def _read(self, read: Callable[[lmdb.Transaction[bytes]], _T]) -> _T:
+    def read(self, read: Callable[[lmdb.Transaction[bytes]], _T]) -> _T:
         """Run `read` in a transaction; once more with the new size when the writer has grown the map."""
         self.hold_whole()
         try:

@@ -1,7 +1,8 @@
 """Control's side of the tenant map: the only writer, and control's own way to read it.
 
-Each change is one transaction: records, hosts index, summary, and last the completeness mark. Commits are not synced
-to disk: a machine that crashes may lose the map, a process that crashes never does, and no commit waits for a disk.
+Each change, of one record or of all, is one transaction: records, hosts index, summary, how far the source was
+followed, and last the completeness mark. Commits are not synced to disk: a machine that crashes may lose the map, a
+process that crashes never does, and no commit waits for a disk.
 Calls block (a thread is their place); lookups may come from another thread meanwhile.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,9 +18,12 @@ import lmdb
 
 from gateway.bus.messages import MapChanged
 from gateway.core.placement import Placement
-from gateway.store import generations
+from gateway.store import following, generations
+from gateway.store.changes import Batch, Change, SourceState, encode_source
+from gateway.store.claims import Contested
+from gateway.store.following import Known
 from gateway.store.record import MapMeta, StoreError, Summary, boot_id, decode_summary, encode_summary, seal
-from gateway.store.tables import COMPLETE_KEY, COMPLETE_MARK, SUMMARY_KEY, Tables
+from gateway.store.tables import COMPLETE_KEY, COMPLETE_MARK, SOURCE_KEY, SUMMARY_KEY, Tables
 from gateway.store.wanted import Wanted
 
 MAP_BYTES: Final = 1 << 30
@@ -41,6 +45,8 @@ class Writer:
     def __init__(self, directory: Path, map_bytes: int = MAP_BYTES) -> None:
         self._directory = directory
         self._map_bytes = map_bytes
+        self.ignored = 0
+        """Changes that `apply` left out so far, because a newer record was there."""
         self._write_lock = threading.Lock()  # one change at a time
         self._size_lock = threading.Lock()  # no lookup of this process while the map is resized
         try:
@@ -93,15 +99,62 @@ class Writer:
         """
         wanted = placements if isinstance(placements, Wanted) else Wanted.of(placements)
         with self._write_lock:
-            self._tables.hold_whole()
-            for _ in range(GROWTH_MAX):
-                try:
-                    return self._replace(wanted, written_ms)
-                except lmdb.MapFullError:
-                    self._grow()
-                except lmdb.Error as error:
-                    raise StoreError(f"the tenant map cannot be written and stays as it was: {error}") from error
+            return self._grown(lambda: self._replace(wanted, written_ms))
+
+    def apply(self, changes: Sequence[Change], source: SourceState, written_ms: int, complete: bool) -> MapChanged:
+        """Take these changes in, in their order, and remember how far the source was followed: one transaction.
+
+        What is older than the record here is left out and counted in `ignored`; an equal version takes its place. With
+        `complete` the map is complete from now on; without, it stays what it was. Nothing new makes no transaction.
+        Returns what changed, as `replace`. ValueError for a name that fits no key, StoreError when the map is damaged
+        or cannot be written: nothing was changed then.
+        """
+        with self._write_lock:
+            return self._grown(lambda: self._apply(changes, source, written_ms, complete))
+
+    def _grown(self, work: Callable[[], MapChanged]) -> MapChanged:
+        """Do this, again with more room as long as the map is full."""
+        self._tables.hold_whole()
+        for _ in range(GROWTH_MAX):
+            try:
+                return work()
+            except lmdb.MapFullError:
+                self._grow()
+            except lmdb.Error as error:
+                raise StoreError(f"the tenant map cannot be written and stays as it was: {error}") from error
         raise StoreError(f"the tenant map cannot be written: still full after growing {GROWTH_MAX} times")
+
+    def _apply(self, changes: Sequence[Change], source: SourceState, written_ms: int, complete: bool) -> MapChanged:
+        tables = self._tables
+        mark = seal(COMPLETE_KEY, COMPLETE_MARK)
+        state = encode_source(SOURCE_KEY, source)
+        with tables.env.begin(write=True) as txn:
+            to_txn = txn.id()
+            from_txn = to_txn - 1
+            said = txn.get(SUMMARY_KEY, db=tables.info)
+            summary = Summary(0, 0, 0) if said is None else decode_summary(SUMMARY_KEY, said)
+            batch = Batch(txn, tables, summary, written_ms)
+            batch.add(changes)
+            completes = complete and txn.get(COMPLETE_KEY, db=tables.info) != mark
+            moves = txn.get(SOURCE_KEY, db=tables.info) != state
+            if batch.changed or completes or said is None:
+                summary = Summary(batch.records, batch.digest, written_ms, boot_id())
+                txn.put(SUMMARY_KEY, encode_summary(SUMMARY_KEY, summary), db=tables.info)
+            elif not (moves or batch.waiting_changed):
+                self.ignored += batch.ignored
+                return MapChanged(from_txn, from_txn, generation=self.generation)
+            if moves:
+                txn.put(SOURCE_KEY, state, db=tables.info)
+            if completes:
+                txn.put(COMPLETE_KEY, mark, db=tables.info)
+        tables.pad()
+        self.ignored += batch.ignored
+        return self._told(from_txn, to_txn, sorted(batch.changed), sorted(batch.index.touched))
+
+    def _told(self, from_txn: int, to_txn: int, tenants: Sequence[bytes], hosts: Sequence[bytes]) -> MapChanged:
+        if len(tenants) + len(hosts) > NAMED_MAX:
+            return MapChanged(0, to_txn, generation=self.generation)
+        return MapChanged(from_txn, to_txn, tuple(map(_name, tenants)), tuple(map(_name, hosts)), self.generation)
 
     def _replace(self, wanted: Wanted, written_ms: int) -> MapChanged:
         tables = self._tables
@@ -126,14 +179,19 @@ class Writer:
             summary = Summary(len(wanted.tenants), wanted.digest, written_ms, boot_id())
             txn.put(SUMMARY_KEY, encode_summary(SUMMARY_KEY, summary), db=tables.info)
             txn.put(COMPLETE_KEY, seal(COMPLETE_KEY, COMPLETE_MARK), db=tables.info)
+            txn.delete(SOURCE_KEY, db=tables.info)
+            for table in tables.following():
+                txn.drop(table, delete=False)  # of another source: the next one that is followed compares whole
         tables.pad()
-        if len(tenants) + len(hosts) > NAMED_MAX:
-            return MapChanged(0, to_txn, generation=self.generation)
-        return MapChanged(from_txn, to_txn, tuple(map(_name, tenants)), tuple(map(_name, hosts)), self.generation)
+        return self._told(from_txn, to_txn, tenants, hosts)
 
     def _says(self, txn: lmdb.Transaction[bytes], wanted: Wanted) -> bool:
-        """Whether summary and mark already say what they would say now, but for the time."""
+        """Whether summary and mark say already what they would say, but for the time, and no source was followed."""
         tables = self._tables
+        if txn.get(SOURCE_KEY, db=tables.info) is not None or any(
+            txn.stat(table)["entries"] for table in tables.following()
+        ):
+            return False
         value = txn.get(SUMMARY_KEY, db=tables.info)
         if value is None or txn.get(COMPLETE_KEY, db=tables.info) != seal(COMPLETE_KEY, COMPLETE_MARK):
             return False
@@ -179,6 +237,38 @@ class Writer:
         """(transaction, at most `limit` ids above `after` with their sealed records): as stored, in order."""
         with self._size_lock:
             return self._tables.slice(self._tables.tenants, after, limit)
+
+    # --- what a followed map is asked for: see store.following
+
+    def source(self) -> SourceState | None:
+        """How far the source was followed; None when it never was, or the map was replaced or rebuilt since."""
+        with self._size_lock:
+            return following.source(self._tables)
+
+    def arrived(self, tenant: str) -> int | None:
+        """Unix ms at which the tenant's deciding record came here, as far as that is known."""
+        with self._size_lock:
+            return following.arrived(self._tables, tenant)
+
+    def newest(self, tenant: str) -> Placement | None:
+        """The newest record of a tenant, also one that waits because it is not routable here."""
+        with self._size_lock:
+            return following.newest(self._tables, tenant)
+
+    def known(self, after: str = "", limit: int = 1000) -> list[Known]:
+        """Tenants above `after` in order of id, each with its newest version, waiting or not: at most `limit`."""
+        with self._size_lock:
+            return following.known(self._tables, after, limit)
+
+    def waiting(self, after: str = "", limit: int = 1000) -> list[Placement]:
+        """Records that wait to be routable, with ids above `after`: at most `limit`."""
+        with self._size_lock:
+            return following.waiting(self._tables, after, limit)
+
+    def claimed_twice(self, limit: int = 100) -> list[Contested]:
+        """The first `limit` hosts that more than one tenant claims."""
+        with self._size_lock:
+            return following.claimed_twice(self._tables, limit)
 
     def check_readers(self) -> int:
         """Free the slots of readers that died in a lookup; how many there were. For each worker's exit."""
