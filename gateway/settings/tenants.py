@@ -156,7 +156,7 @@ class Check:
         self.root = root
         self.walk = walk
         self.clusters = [name for name in settings.clusters if not name.startswith(REGION_CLUSTER)]
-        self.templates = list(_templates(settings))
+        self.templates = list(host_templates(settings))
         self.hosts: dict[str, Path] = {}
         self.can_hop = bool(settings.hop_keys) or len(settings.regions) < 2
 
@@ -231,7 +231,7 @@ class Check:
             self.note((tenant, "failover"), "manual, since the gateway has no hop_keys")
 
 
-def _templates(settings: Settings) -> Iterator[tuple[str, HostTemplate]]:
+def host_templates(settings: Settings) -> Iterator[tuple[str, HostTemplate]]:
     """Every host template that names a tenant, by its key in the configuration."""
     for name, region in settings.regions.items():
         if region.public is not None:
