@@ -202,7 +202,9 @@ class _Rules:
             return
         others = [name for name in settings.regions if name != settings.region]
         peers = find(self.root, (*where, "peers"))
-        for name in redis.peers if isinstance(peers, Table) and not self.is_bad("regions") else ():
+        if not isinstance(peers, Table) or self.is_bad("regions"):
+            peers = Table(self.root.source, 0)
+        for name, node in peers.entries.items():
             if name == settings.region and not self.is_bad("region"):
                 expected = "other regions only (this region's own is tenant_map.redis.url)"
             elif name not in settings.regions and REGION_NAME.match(name):
@@ -210,7 +212,7 @@ class _Rules:
             else:
                 continue
             path = (*where, "peers", name)
-            self.walk.note_at(peers.entries[name].source, peers.lines[name], path, expected, f"the key {shown(name)}")
+            self.walk.note_at(node.source, peers.lines[name], path, expected, f"the key {shown(name)}")
         if redis.tls is None or self.is_bad(*where):
             return
         if not any(redis_url.read(url).is_tls for url in (redis.url, *redis.peers.values())):
