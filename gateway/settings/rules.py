@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from gateway.core.placement import REGION_NAME, Misroute
+from gateway.core.placement import Misroute
 from gateway.core.view import REGION_CLUSTER
 from gateway.settings import redis_url, units
 from gateway.settings.document import Leaf, Listing, Node, Path, Table, described, dotted, find
@@ -201,18 +201,14 @@ class _Rules:
                 self.note((*where, "url"), f"{redis_url.EXPECTED}, since tenant_map.source is redis")
             return
         others = [name for name in settings.regions if name != settings.region]
-        peers = find(self.root, (*where, "peers"))
-        if not isinstance(peers, Table) or self.is_bad("regions"):
-            peers = Table(self.root.source, 0)
-        for name, node in peers.entries.items():
+        for name in () if self.is_bad("regions") else redis.peers:
             if name == settings.region and not self.is_bad("region"):
                 expected = "other regions only (this region's own is tenant_map.redis.url)"
-            elif name not in settings.regions and REGION_NAME.match(name):
+            elif name not in settings.regions:
                 expected = f"one of regions{nearest(name, others)}"
             else:
                 continue
-            path = (*where, "peers", name)
-            self.walk.note_at(node.source, peers.lines[name], path, expected, f"the key {shown(name)}")
+            self.note((*where, "peers", name), expected, f"the key {shown(name)}")
         if redis.tls is None or self.is_bad(*where):
             return
         if not any(redis_url.read(url).is_tls for url in (redis.url, *redis.peers.values())):
