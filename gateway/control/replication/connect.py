@@ -6,7 +6,7 @@ try is harmless, and counts it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -20,7 +20,14 @@ from gateway.settings.schema import TlsSettings
 Client = Redis | RedisCluster
 
 
-def connect(url: RedisUrl, tls: TlsSettings | None, timeout_s: float, name: str) -> Client:
+class Connected(NamedTuple):
+    """The client to use, and those that it asks for the way: close them all."""
+
+    client: Client
+    guides: tuple[Redis, ...] = ()
+
+
+def connect(url: RedisUrl, tls: TlsSettings | None, timeout_s: float, name: str) -> Connected:
     """A client, not connected yet. `name` is what `CLIENT LIST` shows; `timeout_s` is for a connection to be made."""
     options: dict[str, Any] = {
         # A blocking read waits longer than a write may take, so each call has a limit of its own instead.
@@ -36,15 +43,15 @@ def connect(url: RedisUrl, tls: TlsSettings | None, timeout_s: float, name: str)
         options |= {"ssl": True} | _files(tls)
     match url.layout:
         case Layout.SOCKET:
-            return Redis(unix_socket_path=url.path, db=url.db, **options)
+            return Connected(Redis(unix_socket_path=url.path, db=url.db, **options))
         case Layout.SENTINEL:
             return _sentinel(url, options)
         case Layout.CLUSTER:
             nodes = [ClusterNode(server.host, server.port) for server in url.servers]
-            return RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=1, **options)
+            return Connected(RedisCluster(startup_nodes=nodes, **options))
         case Layout.SERVER:
             server = url.servers[0]
-            return Redis(host=server.host, port=server.port, db=url.db, **options)
+            return Connected(Redis(host=server.host, port=server.port, db=url.db, **options))
 
 
 def _files(tls: TlsSettings | None) -> dict[str, Any]:
@@ -54,10 +61,9 @@ def _files(tls: TlsSettings | None) -> dict[str, Any]:
     return {"ssl_ca_certs": tls.ca, "ssl_certfile": tls.cert, "ssl_keyfile": tls.key}
 
 
-def _sentinel(url: RedisUrl, options: dict[str, Any]) -> Client:
+def _sentinel(url: RedisUrl, options: dict[str, Any]) -> Connected:
     """The credentials are those of the data servers; sentinels are asked without any."""
     asked = {key: value for key, value in options.items() if key not in ("username", "password", "client_name")}
     asked["socket_timeout"] = options["socket_connect_timeout"]  # one that hangs must not keep us from the next one
     sentinel = Sentinel([(server.host, server.port) for server in url.servers], sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
-    client: Redis = sentinel.master_for(url.service, db=url.db, **options)
-    return client
+    return Connected(sentinel.master_for(url.service, db=url.db, **options), tuple(sentinel.sentinels))

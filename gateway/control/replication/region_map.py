@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
+from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoScriptError, RedisError
 
 from gateway.control.replication import keys
@@ -161,18 +162,19 @@ class RegionMap:
         self.place = redis_url.read(url).bare()
         """Where it is, as it may be shown."""
         self._timeout_s = timeout_s
-        self._client = connect(redis_url.read(url), tls, timeout_s, name)
+        self._client, self._guides = connect(redis_url.read(url), tls, timeout_s, name)
 
     def __repr__(self) -> str:
         return f"<RegionMap {self.region} {self.place}>"
 
     async def close(self) -> None:
         """Close all connections; errors of a server that is gone do not matter any more."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._client.aclose()
-        except (RedisError, OSError, TimeoutError):
-            pass
+        for client in (self._client, *self._guides):
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await client.aclose()
+            except (RedisError, OSError, TimeoutError):
+                pass
 
     # --- reading
 
@@ -183,8 +185,7 @@ class RegionMap:
             pipe.xrange(keys.LOG, count=1)
             pipe.xrange(keys.FEED, count=1)
             pipe.hlen(keys.TENANTS)
-            pipe.time()
-            meta, log, feed, records, clock = await self._ask(pipe.execute())
+            meta, log, feed, records = await self._ask(pipe.execute())
         region, run, log_id, log_seq, feed_seq, hlc, complete = ((part or b"").decode() for part in meta)
         if region and region != self.region:
             raise self._wrong(region)
@@ -197,7 +198,7 @@ class RegionMap:
             hlc=int(hlc or 0),
             complete=complete == "1",
             records=records,
-            clock_ms=clock[0] * 1000 + clock[1] // 1000,
+            clock_ms=await self._clock_ms(),
         )
 
     async def read_log(self, after_seq: int, count: int, block_ms: int) -> list[tuple[int, str, bytes]]:
@@ -359,11 +360,8 @@ class RegionMap:
 
     async def gateways(self) -> list[GatewayRow]:
         """Every row, with its age, in order."""
-        async with self._client.pipeline(transaction=False) as pipe:
-            pipe.hgetall(keys.GATEWAYS)
-            pipe.time()
-            found, clock = await self._ask(pipe.execute())
-        now = clock[0] * 1000 + clock[1] // 1000
+        found = await self._ask(self._client.hgetall(keys.GATEWAYS))
+        now = await self._clock_ms()
         rows = []
         for text in found.values():
             seen, _, written = text.partition(b" ")
@@ -395,6 +393,12 @@ class RegionMap:
         return {peer.decode(): state for peer, row in found.items() if (state := _read(row, PeerState)) is not None}
 
     # --- the server
+
+    async def _clock_ms(self) -> int:
+        """The server's clock; in a cluster that of any node, since TIME has no key."""
+        anywhere = {"target_nodes": RedisCluster.RANDOM} if isinstance(self._client, RedisCluster) else {}
+        seconds, micros = await self._ask(self._client.execute_command("TIME", **anywhere))
+        return int(seconds) * 1000 + int(micros) // 1000
 
     async def _call(self, operation: str, *arguments: str | bytes) -> list[Any]:
         """Run the function; load it first where the server does not know it."""
