@@ -23,10 +23,10 @@ from gateway.store.record import (
     CorruptRecord,
     Summary,
     decode_placement,
-    digest_of,
-    digest_without,
     encode_placement,
     key_of,
+    payload_in,
+    record_hash,
     seal,
     unseal,
 )
@@ -60,6 +60,7 @@ class Batch:
     def __init__(self, txn: lmdb.Transaction[bytes], tables: Tables, summary: Summary, arrived_ms: int) -> None:
         self.records = summary.records
         self.digest = summary.digest
+        """As a plain sum: the summary's is taken of it when all is added."""
         self.changed: set[bytes] = set()
         """Tenants whose deciding record is another."""
         self.ignored = 0
@@ -93,23 +94,16 @@ class Batch:
             return
         wanted = seal(key, encode_placement(placement))
         if routable or there is None or held == value:
-            self._store(key, value, there, placement, wanted)
+            if wanted != value:
+                self._txn.put(key, wanted, db=self._tenants)
+                self._txn.put(key, seal(key, self._arrived_ms), db=self._arrived)
+                self._changes(key, there, value, placement, wanted)
             if not routable and wanted != held:
                 self._hold(key, wanted)
             elif routable and held is not None:
                 self._release(key)
         elif wanted not in (value, held):
             self._hold(key, wanted)
-
-    def _store(
-        self, key: bytes, value: bytes | None, there: Placement | None, placement: Placement, wanted: bytes
-    ) -> None:
-        if wanted == value:
-            return
-        self._txn.put(key, wanted, db=self._tenants)
-        self._txn.put(key, seal(key, self._arrived_ms), db=self._arrived)
-        self._count(key, value, wanted)
-        self.index.change(key, claims_of(there), claims_of(placement))
 
     def _purge(self, key: bytes) -> None:
         value = self._txn.get(key, db=self._tenants)
@@ -118,20 +112,22 @@ class Batch:
         there = decode_placement(key, value)
         self._txn.delete(key, db=self._tenants)
         self._txn.delete(key, db=self._arrived)
-        self._count(key, value, None)
-        self.index.change(key, claims_of(there), {})
+        self._changes(key, there, value, None, None)
         if not self._none_waits and self._txn.get(key, db=self._waiting) is not None:
             self._release(key)
 
-    def _count(self, key: bytes, before: bytes | None, after: bytes | None) -> None:
-        """Keep count and digest. What was there is unsealed already: its checksum held."""
-        if before is not None:
+    def _changes(
+        self, key: bytes, there: Placement | None, value: bytes | None, after: Placement | None, wanted: bytes | None
+    ) -> None:
+        """Keep index, count and digest in step with a record that was `there`, sealed `value`, and is `after`."""
+        if value is not None:
             self.records -= 1
-            self.digest = digest_without(self.digest, (unseal(key, before),))
-        if after is not None:
+            self.digest -= record_hash(payload_in(value))
+        if wanted is not None:
             self.records += 1
-            self.digest = digest_of((unseal(key, after),), self.digest)
+            self.digest += record_hash(payload_in(wanted))
         self.changed.add(key)
+        self.index.follow(key, there, after)
 
     def _hold(self, key: bytes, value: bytes) -> None:
         self._txn.put(key, value, db=self._waiting)

@@ -37,8 +37,13 @@ def claims_of(placement: Placement | None) -> dict[bytes, int]:
     """Host to the hlc of its first claim. A deleted tenant claims nothing, and neither does a name that is no host."""
     if placement is None or not placement.hosts or placement.state is State.DELETED:
         return {}
-    keys = ((key_of(host), host) for host in placement.hosts)
-    return {key: placement.claimed(host) for key, host in keys if key is not None and b"\0" not in key}
+    found = {}
+    claims, hlc = placement.claims, placement.version.hlc
+    for host in placement.hosts:
+        key = key_of(host)
+        if key is not None and b"\0" not in key:
+            found[key] = claims.get(host, hlc) if claims else hlc
+    return found
 
 
 class HostIndex:
@@ -62,8 +67,20 @@ class HostIndex:
         self._hlc_of = hlc_of
         self._undisputed = txn.stat(claims)["entries"] == 0  # the rule; then no claim has to be looked for
 
-    def change(self, tenant: bytes, before: Mapping[bytes, int], after: Mapping[bytes, int]) -> None:
-        """This tenant claimed `before` and claims `after`."""
+    def follow(self, tenant: bytes, before: Placement | None, after: Placement | None) -> None:
+        """This tenant's record was `before` and is `after`."""
+        if (
+            self._undisputed  # where nobody else claims them, the time of a claim decides nothing
+            and before is not None
+            and after is not None
+            and before.hosts == after.hosts
+            and before.state is not State.DELETED
+            and after.state is not State.DELETED
+        ):
+            return
+        self._change(tenant, claims_of(before), claims_of(after))
+
+    def _change(self, tenant: bytes, before: Mapping[bytes, int], after: Mapping[bytes, int]) -> None:
         if before == after:
             return
         for host, hlc in before.items():

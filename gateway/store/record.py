@@ -21,7 +21,7 @@ KEY_BYTES_MAX: Final = 255
 """Tenant ids have 63 bytes at most and host names 253 (RFC 1035, 2.3.4); LMDB takes 511."""
 
 _CRC_BYTES: Final = 4
-_DIGEST_MODULUS: Final = 1 << 64
+DIGEST_MODULUS: Final = 1 << 64
 
 _encoder: Final = msgspec.msgpack.Encoder(order="deterministic")
 _placement_decoder: Final = msgspec.msgpack.Decoder(Placement)
@@ -93,6 +93,11 @@ def unseal(key: bytes, value: bytes) -> bytes:
     return payload
 
 
+def payload_in(value: bytes) -> bytes:
+    """What is sealed in a value whose checksum was held already."""
+    return value[_CRC_BYTES:]
+
+
 def encode_placement(placement: Placement) -> bytes:
     """A placement's payload: equal placements give equal bytes, so a digest can be compared across regions."""
     return _encoder.encode(placement)
@@ -128,9 +133,9 @@ def record_hash(payload: bytes) -> int:
 
 def digest_of(payloads: Iterable[bytes], base: int = 0) -> int:
     """`base` with these records added. `digest_of(all)` equals any way of adding and removing that ends there."""
-    return (base + sum(map(record_hash, payloads))) % _DIGEST_MODULUS
+    return (base + sum(map(record_hash, payloads))) % DIGEST_MODULUS
 
 
 def digest_without(base: int, payloads: Iterable[bytes]) -> int:
     """`base` with these records removed."""
-    return (base - sum(map(record_hash, payloads))) % _DIGEST_MODULUS
+    return (base - sum(map(record_hash, payloads))) % DIGEST_MODULUS

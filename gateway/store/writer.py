@@ -22,7 +22,16 @@ from gateway.store import following, generations
 from gateway.store.changes import Batch, Change, SourceState, encode_source
 from gateway.store.claims import Contested
 from gateway.store.following import Known
-from gateway.store.record import MapMeta, StoreError, Summary, boot_id, decode_summary, encode_summary, seal
+from gateway.store.record import (
+    DIGEST_MODULUS,
+    MapMeta,
+    StoreError,
+    Summary,
+    boot_id,
+    decode_summary,
+    encode_summary,
+    seal,
+)
 from gateway.store.tables import COMPLETE_KEY, COMPLETE_MARK, SOURCE_KEY, SUMMARY_KEY, Tables
 from gateway.store.wanted import Wanted
 
@@ -138,7 +147,7 @@ class Writer:
             completes = complete and txn.get(COMPLETE_KEY, db=tables.info) != mark
             moves = txn.get(SOURCE_KEY, db=tables.info) != state
             if batch.changed or completes or said is None:
-                summary = Summary(batch.records, batch.digest, written_ms, boot_id())
+                summary = Summary(batch.records, batch.digest % DIGEST_MODULUS, written_ms, boot_id())
                 txn.put(SUMMARY_KEY, encode_summary(SUMMARY_KEY, summary), db=tables.info)
             elif not (moves or batch.waiting_changed):
                 self.ignored += batch.ignored
