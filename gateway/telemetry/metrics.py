@@ -129,6 +129,49 @@ _ROWS: Final = (
         "1 while a change that removes too many tenants waits for `landbridge map confirm`",
     ),
     Metric(
+        "landbridge_map_retries_total",
+        Kind.COUNTER,
+        "Tries of the replicator that failed, at its own Redis or a peer's, and were made again",
+    ),
+    Metric(
+        "landbridge_map_applied_total",
+        Kind.COUNTER,
+        "Records of a peer that became the current ones here",
+        ("peer",),
+    ),
+    Metric(
+        "landbridge_map_conflicts_total",
+        Kind.COUNTER,
+        "Records of a peer written without knowing ours, nor ours of theirs: the greater version won, history has the other",
+    ),
+    Metric(
+        "landbridge_map_resyncs_total",
+        Kind.COUNTER,
+        "Whole comparisons of our map with a peer's, because its log could not be followed from where we were",
+        ("peer",),
+    ),
+    Metric(
+        "landbridge_map_bad_values_total",
+        Kind.COUNTER,
+        "Values of a peer that are no records: not taken in, kept as dead letters",
+        ("peer",),
+    ),
+    Metric(
+        "landbridge_map_repaired_total",
+        Kind.COUNTER,
+        "Records that differed from a peer's, or were damaged here, without a log that told so, and were set right",
+    ),
+    Metric(
+        "landbridge_map_far_ahead_total",
+        Kind.COUNTER,
+        "Records of a peer whose clock is more than a minute ahead of this region's: taken in all the same",
+    ),
+    Metric(
+        "landbridge_map_lease_taken_total",
+        Kind.COUNTER,
+        "Times that this gateway's replicator took the lease, and so the work for its region",
+    ),
+    Metric(
         "landbridge_map_generation",
         Kind.GAUGE,
         "The map's generation: one more each time that a damaged map was rebuilt",
@@ -157,6 +200,7 @@ _ROWS: Final = (
     ),
     Metric("landbridge_worker_connections", Kind.GAUGE, "Clients' connections that are open, by worker", ("worker",)),
     Metric("landbridge_worker_restarts_total", Kind.COUNTER, "Workers that ended unasked and were started again"),
+    Metric("landbridge_replicator_restarts_total", Kind.COUNTER, "Lives of the replicator that ended unasked"),
     Metric(
         "landbridge_worker_replacements_total",
         Kind.COUNTER,
