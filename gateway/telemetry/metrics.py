@@ -142,7 +142,7 @@ _ROWS: Final = (
     Metric(
         "landbridge_map_conflicts_total",
         Kind.COUNTER,
-        "Records of a peer written without knowing ours, nor ours of theirs: the greater version won, history has the other",
+        "Records of a peer that knew nothing of ours, nor ours of them: the greater version won, history has the other",
     ),
     Metric(
         "landbridge_map_resyncs_total",

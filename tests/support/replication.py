@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from gateway.bus.stats import read_series
+from gateway.control.reload import write_last_good
 from gateway.control.replication import keys
 from gateway.control.replication.counters import Counters
-from gateway.control.replication.region_map import PeerState, RegionMap, Refused, Write, Written
+from gateway.control.replication.region_map import PeerState, Refused, RegionMap, Write, Written
 from gateway.control.replication.replicator import Replicator
-from gateway.control.reload import write_last_good
 from gateway.core.placement import Placement, Version
 from gateway.core.replication import encode_body, encode_value, stamp_of
 from gateway.settings.loader import read_sources
@@ -101,7 +101,7 @@ class Region:
         counters = Counters(self.folder / f"state{number}", tuple(peer.region for peer in peers))
         token = token or f"{self.name}.{number}"
         made = Replicator(RegionMap(self.server.url, self.name), peers, token, counters, random.Random(number))
-        self.running.append((made, asyncio.get_running_loop().create_task(made.run()), counters))  # noqa: TID251
+        self.running.append((made, asyncio.get_running_loop().create_task(made.run()), counters))
         return made
 
     def count(self, name: str, **labels: str) -> int:
