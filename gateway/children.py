@@ -123,7 +123,7 @@ class Wire:
 
 @dataclass(eq=False, slots=True)
 class Child:
-    """One worker slot (`slot` 0 and up) or control (`slot` None), through all its lives until it is replaced.
+    """One worker slot (`slot` 0 and up), control or the replicator (`slot` None), through all its lives.
 
     `waits`: it is started to say `ready` and to accept only when told. `complaint` is what it said before it failed;
     `expected`: its end was asked for, and is no failure.

@@ -31,6 +31,9 @@ PREDECESSORS_MAX: Final = 5
 RETIRED_MARGIN_S: Final = 2.0
 """Beyond `drain.limit`, before a retired worker that is still there is stuck."""
 
+WHY_CHARS_MAX: Final = 2000
+"""What control is told of a failure; the log has it all."""
+
 GRACE_MARGIN_S: Final = 0.25
 """Beyond the grace, before sockets end: workers stop accepting by a sweep of 100 ms, and must have."""
 
@@ -121,6 +124,28 @@ class Crew:
         except Exception as error:  # whatever is wrong with that file: a drain begins now
             self.hands.log(f"{LAST_GOOD} cannot be read, the drain times of the start hold: {error}")
             return self.setup.settings.drain
+
+    def told(self) -> dict[str, Any]:
+        """Who lives, and what became of replacements: what control hears of us."""
+        living = sorted((w for w in self.all if w.pid), key=lambda w: w.slot or 0)
+        report = self.report
+        return {
+            "workers": [{"slot": w.slot, "pid": w.pid, "state": w.shown} for w in living],
+            "replacements": {
+                "running": self.round is not None,
+                "cause": report.cause,
+                "result": report.result,
+                "why": report.why[:WHY_CHARS_MAX],
+                "done": report.done,
+                "failed": report.failed,
+            },
+        }
+
+    def status(self) -> str:
+        """One line for the service manager."""
+        serving = sum(worker.phase is Phase.SERVING for worker in self.workers)
+        last = f"; the last replacement failed: {self.report.why}" if self.report.result == "failed" else ""
+        return f"{serving} of {len(self.workers)} workers serve{last}"
 
     # --- rounds
 

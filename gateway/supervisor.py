@@ -1,4 +1,5 @@
-"""The supervisor: opens the listening sockets, starts control and the workers, starts them again, forwards signals.
+"""The supervisor: opens the listening sockets, starts control, the workers and, where the map comes from Redis, the
+replicator; starts them again, forwards signals.
 
 It is the process of `landbridge serve` and PID 1 of a container. It holds the sockets, so that connections which are
 queued when a worker dies wait for its replacement; it holds the lock of `state_dir`, and its children inherit it, so
@@ -33,6 +34,7 @@ from gateway.map_check import MapCheck
 from gateway.settings.filter_check import require_filters
 from gateway.settings.loader import load, read_sources
 from gateway.settings.problems import Invalid
+from gateway.settings.schema import MapSource
 from gateway.signals import Signals
 from gateway.systemd import Notifier, Unusable, passed_sockets, without_ours
 
@@ -40,7 +42,7 @@ START_LIMIT_S: Final = 20.0
 """A worker that has not said `serving` by then is stuck: importing and opening the map takes below one second."""
 
 STOP_LIMIT_S: Final = 2.0
-"""What control gets to close its files once the workers are gone."""
+"""What control and the replicator get to close what they have open, once the workers are gone."""
 
 LEAVE_MARGIN_S: Final = 3.0
 """Beyond `drain.limit`, what a killed supervisor's control and workers take to close their files and be gone."""
@@ -48,20 +50,18 @@ LEAVE_MARGIN_S: Final = 3.0
 RELOAD_LIMIT_S: Final = 15.0
 """When the manager is told that a reload is over, though control (which may just have died) has not said so."""
 
-WHY_CHARS_MAX: Final = 2000
-"""What control is told of a failure; the log has it all."""
-
 
 class Commands(NamedTuple):
     """How the children are started (the options of their roles are appended), and how long a worker may take.
 
-    `check` looks at the map on disk before the first ones and after a death that a bad map makes; () is no check.
+    `check` looks at the map on disk before the first ones and after a death that a bad map makes. () is none.
     """
 
     worker: tuple[str, ...]
     control: tuple[str, ...]
     start_limit_s: float = START_LIMIT_S
     check: tuple[str, ...] = ()
+    replicator: tuple[str, ...] = ()
 
 
 def python_module(module: str) -> tuple[str, ...]:
@@ -105,8 +105,10 @@ class Supervisor:
         self.notifier = notifier
         self.selector = selectors.DefaultSelector()
         self.control = Child("control", None)
+        replicates = setup.settings.tenant_map.source is MapSource.REDIS and bool(commands.replicator)
+        self.replicator = Child("replicator", None) if replicates else None  # another source needs a new start
         self.crew = Crew(self, setup, Path(setup.settings.state_dir), environ, commands.start_limit_s)
-        self.restarts = {"worker": 0, "control": 0}
+        self.restarts = {"worker": 0, "control": 0, "replicator": 0}
         self.drain = setup.settings.drain
         self.signalled: float | None = None
         self.listening = True
@@ -117,12 +119,17 @@ class Supervisor:
 
     @property
     def children(self) -> list[Child]:
-        return [self.control, *self.crew.all]
+        return [*self.stewards, *self.crew.all]
+
+    @property
+    def stewards(self) -> list[Child]:
+        """Who outlives the workers."""
+        return [self.control] if self.replicator is None else [self.control, self.replicator]
 
     def serve(self, signals: Signals) -> int:
         """Run until the last child is gone after a signal: 0, or 1 upon a second signal."""
         self.selector.register(signals.fd, selectors.EVENT_READ, None)
-        self.notifier.tell(STATUS=self.status())
+        self.notifier.tell(STATUS=self.crew.status())
         while any(child.phase is not Phase.GONE for child in self.children):
             self._due(time.monotonic())
             for key, mask in self.selector.select(self._next(time.monotonic())):
@@ -147,6 +154,8 @@ class Supervisor:
                 child.complaint = f"did not serve within {self.commands.start_limit_s:g} s"
                 self.kill(child, child.complaint)
                 child.due = now + self.commands.start_limit_s
+            elif child is self.replicator and child.expected and child.due <= now:
+                self.kill(child, f"is still there {STOP_LIMIT_S:g} s after it was told to stop")
         self.crew.due(now)
         if self.notifier.watchdog_s is not None and now >= self.watchdog_due:
             self.watchdog_due = now + self.notifier.watchdog_s
@@ -166,9 +175,11 @@ class Supervisor:
                 self.kill(worker, f"is still there after {self.drain.limit:g} s")
         if not left and self.stop_sent is None:
             self.stop_sent = now
-            self.send(self.control, {"cmd": "stop"})
+            for child in self.stewards:
+                self.send(child, {"cmd": "stop"})
         if self.stop_sent is not None and now >= self.stop_sent + STOP_LIMIT_S:
-            self.kill(self.control, f"is still there {STOP_LIMIT_S:g} s after the last worker")
+            for child in self.stewards:
+                self.kill(child, f"is still there {STOP_LIMIT_S:g} s after the last worker")
 
     def _next(self, now: float) -> float | None:
         """Seconds until something comes due; None when only events can come."""
@@ -177,6 +188,8 @@ class Supervisor:
         else:
             times = [c.due for c in self.children if c.phase is Phase.WAITING]
         times += [w.due for w in self.crew.all if w.phase is Phase.STARTING]
+        if self.replicator is not None and self.replicator.expected and not self.replicator.killed:
+            times.append(self.replicator.due)
         times += self.crew.next_due()
         if self.notifier.watchdog_s is not None:
             times.append(self.watchdog_due)
@@ -218,6 +231,8 @@ class Supervisor:
     def _arguments(self, child: Child) -> tuple[list[str], list[int]]:
         setup = child.setup or self.crew.setup
         state_dir = ["--state-dir", setup.settings.state_dir]
+        if child is self.replicator:
+            return [*self.commands.replicator, *state_dir], []
         if child.slot is None:
             admin = setup.listeners.admin.fileno()
             config = ["--config", str(self.config_path), "--admin", str(admin)]
@@ -247,7 +262,8 @@ class Supervisor:
                 if child.process is not None and child.pid == pid:
                     self._listen_to_the_last(child)
                     child.process.returncode = os.waitstatus_to_exitcode(status)
-                    self.map_check.child_died(status)
+                    if child is not self.replicator:  # which never opens the map
+                        self.map_check.child_died(status)
                     self._died(child, how_it_ended(status), now)
                     break
 
@@ -270,12 +286,13 @@ class Supervisor:
                 child.phase = Phase.GONE
                 log(f"{name} {how}")
             elif child.expected:
-                child.phase, child.due, child.failures = Phase.WAITING, now, 0
-                self.crew.close_old_admin()
+                child.phase, child.due, child.failures, child.expected = Phase.WAITING, now, 0, False
+                if child is self.control:
+                    self.crew.close_old_admin()
                 log(f"{name} {how}; it is started again with its new configuration")
             else:
                 delay = child.wait_again(now)
-                self.restarts["control" if child is self.control else "worker"] += 1
+                self.restarts["worker" if child.slot is not None else child.name] += 1
                 log(f"{name} {how}; it is started again " + (f"in {delay:g} s" if delay else "at once"))
             self.crew.settle(now)
         self.tell_processes()
@@ -336,10 +353,10 @@ class Supervisor:
                 if phase is Phase.SERVING:
                     child.served = now
                 log(f"{child} is {phase}")
-                if child is not self.control:
+                if child.slot is not None:
                     self.crew.heard(child, now)
                 if not self.notifier.is_ready and self.signalled is None and self.crew.all_serve:
-                    self.notifier.ready(self.status())
+                    self.notifier.ready(self.crew.status())
                 self.tell_processes()
             case {"failed": str(why)}:
                 child.complaint = why
@@ -348,6 +365,8 @@ class Supervisor:
             case {"ask": "restart"} if child is self.control:
                 child.expected = True
                 self.send(child, {"cmd": "stop"})
+            case {"ask": "restart-replicator"} if child is self.control and self.replicator is not None:
+                self._restart(self.replicator, now)
             case {"done": "reload"} if child is self.control:
                 self._reloaded()
             case _:
@@ -363,6 +382,14 @@ class Supervisor:
             reason = wish.get("reason")
             self.crew.replace(Asked(f"{who}: {reason}" if reason else who), now)
 
+    def _restart(self, replicator: Child, now: float) -> None:
+        """Have it read its settings again, in a new life; also when it does not stop, or waits for its next one."""
+        if replicator.phase is Phase.WAITING:
+            replicator.due, replicator.failures = now, 0
+        elif not replicator.expected and replicator.phase is not Phase.GONE:
+            replicator.expected, replicator.due = True, now + STOP_LIMIT_S
+            self.send(replicator, {"cmd": "stop"})
+
     def begun(self, asked: Asked) -> None:
         log(f"workers are replaced now ({asked.cause})")
         self.notifier.begin("replace", "replacing workers")
@@ -371,7 +398,7 @@ class Supervisor:
         """A replacement is over; `why` it failed, or ""."""
         if asked.ticket and asked.asker == self.control.pid:  # a control that was started since has tickets of its own
             self.send(self.control, {"cmd": "replaced", "ticket": asked.ticket, "why": why})
-        self.notifier.end("replace", self.status())
+        self.notifier.end("replace", self.crew.status())
         self.tell_processes()
 
     def tell_processes(self) -> None:
@@ -382,27 +409,9 @@ class Supervisor:
         self.told_behind = wire.behind
         if wire.behind:
             return
-        living = sorted((w for w in self.crew.all if w.pid), key=lambda w: w.slot or 0)
-        workers = [{"slot": w.slot, "pid": w.pid, "state": w.shown} for w in living]
-        report = self.crew.report
         message = {"cmd": "processes", "supervisor": os.getpid(), "control": self.control.pid}
-        message |= {"workers": workers, "restarts": dict(self.restarts)}
-        message["replacements"] = {
-            "running": self.crew.round is not None,
-            "cause": report.cause,
-            "result": report.result,
-            "why": report.why[:WHY_CHARS_MAX],
-            "done": report.done,
-            "failed": report.failed,
-        }
-        self.send(self.control, message)
-
-    def status(self) -> str:
-        """One line for the service manager."""
-        serving = sum(worker.phase is Phase.SERVING for worker in self.crew.workers)
-        report = self.crew.report
-        last = f"; the last replacement failed: {report.why}" if report.result == "failed" else ""
-        return f"{serving} of {len(self.crew.workers)} workers serve{last}"
+        message["replicator"] = None if self.replicator is None else self.replicator.pid
+        self.send(self.control, message | self.crew.told() | {"restarts": dict(self.restarts)})
 
     # --- signals
 
@@ -428,7 +437,7 @@ class Supervisor:
 
     def _reloaded(self) -> None:
         self.reload_due = None
-        self.notifier.end("reload", self.status())
+        self.notifier.end("reload", self.crew.status())
 
     def _drain(self, number: int, now: float) -> None:
         self.signalled, self.drain = now, self.crew.drain_settings()
@@ -441,7 +450,8 @@ class Supervisor:
         for child in self.children:
             if child.phase is Phase.WAITING:
                 child.phase = Phase.GONE
-            self.send(child, {"cmd": "drain"})
+            if child is not self.replicator:  # what still serves wants news
+                self.send(child, {"cmd": "drain"})
 
 
 def _decoded(line: bytes) -> object:
@@ -465,6 +475,7 @@ def run(config_path: Path, environ: Mapping[str, str], commands: Commands | None
         python_module("gateway.proxy.main"),
         python_module("gateway.control.main"),
         check=python_module("gateway.store.check"),
+        replicator=python_module("gateway.control.replication.main"),
     )
     state_dir = Path(settings.state_dir)
     signals = Signals()

@@ -4,7 +4,8 @@ It answers each connection with its own name and pid, writes what it was told to
 JSON object a line, and reads how to misbehave from `behave-<name>` there: `die` (exit 3 at once), `fail` (when it was
 started to wait: say why and exit 4), `mute` (never say serving or ready), `slow` (do so once there is a file
 `go-<name>`), `deaf` (read nothing), `stay` (ignore drain, and stay when retired), `linger` (stop accepting upon drain,
-never end), `cling` (stay when the supervisor is gone). Upon SIGTERM it says draining, stops accepting and stays.
+never end), `cling` (stay when the supervisor is gone), `stuck` (stay when told to stop). Upon SIGTERM it says draining,
+stops accepting and stays.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> int:
     parser.add_argument("--wait", action="store_true")
     options = parser.parse_args()
     state_dir = Path(options.state_dir)
-    name = "control" if options.slot is None else f"worker-{options.slot}"
+    name = f"worker-{options.slot}" if options.slot is not None else "control" if options.config else "replicator"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def note(**what: object) -> None:
@@ -116,6 +117,8 @@ def main() -> int:
                         selector.unregister(listeners[slot])
                 elif message["cmd"] == "drain" and name != "control" and behaviour == "linger":
                     selector.unregister(listeners[int(options.slot)])
+                elif message["cmd"] == "stop" and behaviour == "stuck":
+                    continue
                 elif message["cmd"] == "stop" or (
                     message["cmd"] == "drain" and name != "control" and behaviour != "stay"
                 ):
