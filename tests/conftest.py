@@ -8,7 +8,18 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
+from tests.support import measured
+
 
 @pytest.hookimpl
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.hookimpl
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was measured, beside its limit, in one place: `make faults` is long."""
+    if rows := measured.table():
+        terminalreporter.section("measured against limit")
+        for row in rows:
+            terminalreporter.line(row)

@@ -42,9 +42,9 @@ MEMORY_LIMIT = 0.05
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     """Its application is a process of its own: in ours it would fall behind whenever this machine is busy."""
-    async with application_process(US) as port:
+    async with application_process(US) as ports:
         folder = tmp_path_factory.mktemp("replacement")
-        async with fleet(folder, (US,), TENANTS, {US: port}, workers=2, drain=DRAIN) as made:
+        async with fleet(folder, (US,), TENANTS, ports, workers=2, drain=DRAIN) as made:
             yield made
 
 
@@ -362,8 +362,8 @@ async def drain_behind_a_balancer(
     """A balancer that probes /readyz and stops sending after two failures loses nothing to a SIGTERM."""
     drain = f"{{grace: {grace_s}s, limit: {2 * grace_s + 2}s}}"
     async with (
-        application_process(US) as port,
-        fleet(folder, (US,), TENANTS, {US: port}, workers=2, drain=drain) as made,
+        application_process(US) as ports,
+        fleet(folder, (US,), TENANTS, ports, workers=2, drain=drain) as made,
     ):
         gateway = made[US]
         async with Load(gateway.http, HOST, rate=rate, connections=connections, idle_s=grace_s) as load:

@@ -1,8 +1,8 @@
 """An application as a process of its own, with a long queue: whatever a test measures, this is not what is slow.
 
-`python -m tests.support.application_process REGION` prints its port and answers until its standard input ends. Each
-answer says who it is, and what the gateway told it of the tenant: fields `X-Region`, `X-Epoch` and `X-Home`, and as
-JSON also `tenant` and `hops`.
+`python -m tests.support.application_process REGION...` prints its ports, one for each region that it plays, and answers
+until its standard input ends. Each answer says who it is, and what the gateway told it of the tenant: fields
+`X-Region`, `X-Epoch` and `X-Home`, and as JSON also `tenant` and `hops`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import cast
 
 import uvloop
@@ -25,15 +26,15 @@ TOLD = (b"x-tenant", b"x-tenant-epoch", b"x-tenant-home", b"x-gateway-hops")
 
 
 @asynccontextmanager
-async def application_process(region: str) -> AsyncIterator[int]:
-    """A running application; its port."""
+async def application_process(*regions: str) -> AsyncIterator[dict[str, int]]:
+    """A running application for each region; their ports."""
     pipe = asyncio.subprocess.PIPE
-    module = (sys.executable, "-m", "tests.support.application_process", region)
+    module = (sys.executable, "-m", "tests.support.application_process", *regions)
     process = await asyncio.create_subprocess_exec(*module, stdin=pipe, stdout=pipe)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        yield int(await process.stdout.readline())
+        yield dict(zip(regions, map(int, (await process.stdout.readline()).split()), strict=True))
     finally:
         process.stdin.close()
         assert await process.wait() == 0
@@ -71,14 +72,18 @@ class _Connection(asyncio.Protocol):
         return f"{head}Content-Length: {len(body)}\r\n\r\n{'' if is_head else body}".encode()
 
 
-async def _main(region: str) -> None:
+async def _main(*regions: str) -> None:
     loop, enough = asyncio.get_running_loop(), asyncio.Event()
-    sock = socket.create_server(("127.0.0.1", 0), backlog=QUEUE_MAX)
-    server = await loop.create_server(lambda: _Connection(region), sock=sock, backlog=QUEUE_MAX)
-    print(sock.getsockname()[1], flush=True)
+    socks = [socket.create_server(("127.0.0.1", 0), backlog=QUEUE_MAX) for _ in regions]
+    servers = [
+        await loop.create_server(partial(_Connection, region), sock=sock, backlog=QUEUE_MAX)
+        for region, sock in zip(regions, socks, strict=True)
+    ]
+    print(*(sock.getsockname()[1] for sock in socks), flush=True)
     loop.add_reader(sys.stdin.fileno(), enough.set)
     await enough.wait()
-    server.close()
+    for server in servers:
+        server.close()
 
 
 if __name__ == "__main__":

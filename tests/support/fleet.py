@@ -225,17 +225,26 @@ class Gateway:
 
 
 class Fleet:
-    """`fleet[US]` is a region's gateway; `tenants` the file that all of them watch."""
+    """`fleet[US]` is a region's gateway, `fleet[f"{US}/2"]` its second; `tenants` the file that all of them watch."""
 
-    def __init__(self, folder: Path, regions: Iterable[str] = REGIONS, tenants: str = TENANTS) -> None:
+    def __init__(self, folder: Path, names: Iterable[str] = REGIONS, tenants: str = TENANTS) -> None:
         self.folder = folder
         self.tenants = folder / "tenants.yaml"
         self.tenants.write_text(tenants)
         self.gateways: dict[str, Gateway] = {}
-        for region in regions:
-            (folder / region).mkdir()
+        for name in names:
+            region, place = name.partition("/")[0], folder / name.replace("/", ".")
+            place.mkdir()
             http, hop, admin = free_ports(3)
-            self.gateways[region] = Gateway(region, folder / region, http, hop, admin, Origin(says(region)))
+            self.gateways[name] = Gateway(region, place, http, hop, admin, Origin(says(region)))
+
+    @property
+    def regions(self) -> dict[str, list[Gateway]]:
+        """Each region's gateways."""
+        found: dict[str, list[Gateway]] = {}
+        for gateway in self.gateways.values():
+            found.setdefault(gateway.region, []).append(gateway)
+        return found
 
     def __getitem__(self, region: str) -> Gateway:
         return self.gateways[region]
@@ -265,9 +274,9 @@ class Fleet:
     def configuration(self, gateway: Gateway) -> str:
         """A whole gateway.yaml. Short times, so that tests are: checks each second, failures and grace in less."""
         regions = "".join(
-            f'  {other.region}: {{public: "http://{{tenant}}.{other.region}.demo.test:{other.http}", '
-            f'gateways: ["127.0.0.1:{other.hop}"]}}\n'
-            for other in self.gateways.values()
+            f'  {region}: {{public: "http://{{tenant}}.{region}.demo.test:{others[0].http}", '
+            f"gateways: {json.dumps([f'127.0.0.1:{self.hop_port(gateway, other)}' for other in others])}}}\n"
+            for region, others in self.regions.items()
         )
         return f"""\
 region: {gateway.region}
@@ -286,10 +295,18 @@ tenancy:
   resolvers:
     - host: "{{tenant}}.demo.test"
     - header: X-Org
-tenant_map: {{file: ../tenants.yaml}}
+tenant_map: {self.tenant_map(gateway)}
 drain: {gateway.drain}
 access_log: {{path: access.log}}
 {gateway.more}"""
+
+    def tenant_map(self, gateway: Gateway) -> str:
+        """Where this gateway has its tenants from."""
+        return "{file: ../tenants.yaml}"
+
+    def hop_port(self, gateway: Gateway, other: Gateway) -> int:
+        """Where this gateway reaches the hop listener of another."""
+        return other.hop
 
     async def ask(
         self,

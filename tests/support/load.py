@@ -57,9 +57,12 @@ class Load:
         self._enough = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> Load:
+    def start(self) -> None:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._connection(n)) for n in range(len(self.answered))]
+
+    async def __aenter__(self) -> Load:
+        self.start()
         await self.goes_on()
         return self
 

@@ -1,0 +1,46 @@
+"""What was measured, beside its limit: asserted at once, and printed as one table at the end of `make faults`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tests.support.pace import ALLOWANCE, within
+
+
+class Row(NamedTuple):
+    """One measurement; it holds when it is at most its limit."""
+
+    fault: str
+    what: str
+    value: float
+    limit: float
+    unit: str
+
+
+ROWS: list[Row] = []
+_SCALES = {"s": (1.0, "s", ".2f"), "ms": (1e3, "ms", ".1f"), "%": (100.0, "%", "+.1f"), "": (1.0, "", "g")}
+"""By unit: what a value is multiplied by to be shown, what stands behind it, how it is written."""
+
+
+def hold(fault: str, what: str, value: float, limit: float, unit: str = "s", *, exact: bool = False) -> None:
+    """Keep a measurement and assert that it is within its limit: for times and fractions by the rule of `within`.
+
+    `unit` is how it is shown: `s`, `ms` (both of seconds), `%` (of a fraction) or nothing (a count, always exact).
+    """
+    row = Row(fault, what, value, limit, unit)
+    ROWS.append(row)
+    print(shown(row))
+    assert value <= (limit if exact or not unit else within(limit)), shown(row)
+
+
+def shown(row: Row) -> str:
+    factor, unit, form = _SCALES[row.unit]
+    value, limit = (f"{part * factor:{form}} {unit}".strip() for part in (row.value, row.limit))
+    return f"FAULTS {row.fault}: {row.what}: {value} (limit {limit})"
+
+
+def table() -> list[str]:
+    """All of it, in order of the faults; nothing in `make test`, where the limits are not what is held."""
+    if ALLOWANCE != 1:
+        return []
+    return [shown(row) for row in sorted(ROWS, key=lambda row: (int(row.fault) if row.fault.isdigit() else 99, row))]
