@@ -30,7 +30,7 @@ from gateway.control.replication.progress import (
 from gateway.control.replication.region_map import MapHead, MapUnavailable, PeerState, RegionMap
 from gateway.control.replication.tenure import Tenure
 from gateway.core.backoff import pause_s
-from gateway.core.replication import Head, Offset, Step, can_follow, lag_records
+from gateway.core.replication import Head, Offset, Step, lag_records
 
 LOG = logging.getLogger("landbridge.replicator")
 
@@ -70,6 +70,7 @@ class Follower:
         self._failing_since: float | None = None
         self._resyncing = False
         self._looked_at = 0.0
+        self._next = Next.WAIT
         self._count = READ_FIRST
         self._shown = Condition.RETRYING
 
@@ -107,21 +108,22 @@ class Follower:
     def caught_up(self) -> bool:
         """Whether the whole of the peer's log was here at the last look, a moment ago."""
         is_recent = self._tenure.now() - self._looked_at <= HEARD_S
-        return is_recent and self.head is not None and can_follow(self.offset, self.head.log) and not self.lag.records
+        return is_recent and self._next is Next.FOLLOW and not self.lag.records
 
     # --- steps
 
     async def _begin(self) -> None:
-        await self._look()
+        """Our offset, then their head: a head that is read before the offset may be behind it."""
         await self._read_offset()
+        await self._look()
 
     async def _step(self) -> None:
         """One read of the log, or what has to be done before it can go on."""
-        assert self.head is not None, "it was looked at"
         if self._tenure.now() - self._looked_at >= LOOK_S:
             await self._look()
         head = self.head
-        match what_next(self.offset, head.log, complete=self._tenure.complete, peer_complete=head.complete):
+        assert head is not None, "it was looked at"
+        match self._next:
             case Next.WAIT:
                 await asyncio.sleep(LOOK_S)
             case Next.RESYNC:
@@ -134,21 +136,18 @@ class Follower:
     async def _look(self) -> MapHead:
         asked_at = self._tenure.now()
         head = await self.peer.head()
-        if self.head is not None and head.log_id != self.head.log_id:
-            self._count = READ_FIRST
         self.head, self._looked_at = head, asked_at
-        if self.offset is not None and self.offset.log_id == head.log_id:
+        # Judged here and only here: between two looks the offset moves on beyond what the head was.
+        self._next = what_next(self.offset, head.log, complete=self._tenure.complete, peer_complete=head.complete)
+        if self._next is Next.FOLLOW:
             self.lag.heard(asked_at, head.log.last)
         return head
 
     async def _read_offset(self) -> None:
         offset = (await self._tenure.own.offsets()).get(self.peer.region)
-        if offset is not None and offset != self.offset:
-            self.lag.moved(offset.seq)
-        self.offset = offset
-        head = self.head
-        if offset is not None and head is not None and offset.log_id == head.log_id:
-            self.lag.heard(self._looked_at, head.log.last)
+        if offset != self.offset:
+            self.offset = offset
+            self.lag.moved(offset.seq if offset else 0)
 
     async def _read_on(self, offset: Offset) -> None:
         rows = await self.peer.read_log(offset.seq, self._count, BLOCK_MS)
@@ -161,7 +160,7 @@ class Follower:
         entries = [(tenant, value) for _, tenant, value in rows]
         taken = await self._tenure.follow(self.peer.region, offset.log_id, rows[0][0], entries)
         if isinstance(taken, Step):
-            await self._read_offset()  # our own Redis was rolled back, or flushed
+            await self._begin()  # our own Redis was rolled back, or flushed
             return
         self.conflicts += taken.conflicts
         self.offset = Offset(offset.log_id, rows[-1][0])
@@ -180,13 +179,13 @@ class Follower:
         offset = Offset(head.log_id, head.log.last)
         await self._tenure.own.resynced(self.peer.region, offset, self._tenure.token, head.complete)
         self._tenure.complete = self._tenure.complete or head.complete
-        await self._read_offset()
+        await self._begin()
         LOG.info(
             "%s: compared whole (%s): %d of %d records sent, %d taken, %d conflicts; followed from %s on",
             *(self.peer.region, self.reason, compared.sent, compared.looked, compared.applied, compared.conflicts),
             self.offset,
         )
-        if not can_follow(self.offset, head.log):
+        if self._next is Next.RESYNC:
             await asyncio.sleep(LOOK_S)  # its log was rolled back, and has no new name yet
         self._resyncing = False
         self.resynced.set()
