@@ -34,6 +34,16 @@ class ConnectFailures(msgspec.Struct, tag=True, frozen=True):
     count: int
 
 
+class MapApplied(msgspec.Struct, tag=True, frozen=True):
+    """Worker: of this generation of the map, what was committed up to `to_txn` decides my requests now.
+
+    Said after each MapChanged that was acted on, and whenever the map was found to have moved without one.
+    """
+
+    generation: int
+    to_txn: int
+
+
 class MapUnreadable(msgspec.Struct, tag=True, frozen=True):
     """Worker: the map on disk failed a lookup, or its file is not what was opened (sent once a second at most)."""
 
@@ -68,5 +78,5 @@ class MapChanged(msgspec.Struct, tag=True, frozen=True):
     generation: int = 0
 
 
-FromWorker = Hello | Applied | ConnectFailures | FilterRemoved | MapUnreadable
+FromWorker = Hello | Applied | ConnectFailures | FilterRemoved | MapApplied | MapUnreadable
 FromControl = Configured | Conditions | MapChanged

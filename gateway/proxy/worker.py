@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway import __version__
-from gateway.bus.messages import ConnectFailures, FilterRemoved, FromWorker, MapChanged, MapUnreadable
+from gateway.bus.messages import ConnectFailures, FilterRemoved, FromWorker, MapApplied, MapChanged, MapUnreadable
 from gateway.bus.stats import StatsFile
 from gateway.core.errors import GatewayError
 from gateway.core.exchange import Exchange
@@ -231,10 +231,12 @@ class Worker:
     # ---- what control says
 
     def map_changed(self, change: MapChanged) -> None:
-        """Forget what changed; everything, when something was missed in between."""
+        """Forget what changed; everything, when something was missed in between. Then say so."""
         self._map_moved_at = None
         if self._reader.follow():
             self._drop_map_caches()
+            same = change.generation == self._reader.generation
+            self._say_map_applied(change.to_txn if same else self._transaction)
             return
         if change.generation not in (0, self._reader.generation):
             return  # of a map that is still being made: what we have stands until that one is complete
@@ -248,12 +250,16 @@ class Worker:
             self._transaction = change.to_txn
         elif change.to_txn != self._transaction or not change.from_txn:
             self._drop_map_caches()
+        self._say_map_applied(change.to_txn)
+
+    def _say_map_applied(self, to_txn: int) -> None:
+        self._send(MapApplied(self._reader.generation, to_txn))
 
     def _drop_map_caches(self) -> None:
         self._placements.clear()
         self._owners.clear()
         self.memo.clear()
-        self._complete = False
+        self._complete, self._transaction = False, 0
         if self.map_complete():
             self._transaction = self._reader.transaction()
 
@@ -321,6 +327,7 @@ class Worker:
         """Follow a rebuilt map; drop the cache when the map moved and control has not said so for a second."""
         if self._reader.follow():
             self._drop_map_caches()
+            self._say_map_applied(self._transaction)
         if not self._reader.in_place():
             self._report_map("the map's file is gone, or was cut short")
         if not self.map_complete():
@@ -336,6 +343,7 @@ class Worker:
         else:
             self._map_moved_at = None
             self._drop_map_caches()
+            self._say_map_applied(self._transaction)
 
     # ---- peers
 

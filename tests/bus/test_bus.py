@@ -16,7 +16,7 @@ from gateway.bus import server as server_module
 from gateway.bus.address import connect
 from gateway.bus.client import BusClient
 from gateway.bus.frames import CONTROL_FRAME_MAX, frame
-from gateway.bus.messages import Applied, ConnectFailures, FromControl, FromWorker, Hello, MapChanged
+from gateway.bus.messages import Applied, ConnectFailures, FromControl, FromWorker, Hello, MapApplied, MapChanged
 from gateway.bus.server import BusPeer, BusServer
 from gateway.core.conditions import Conditions
 
@@ -104,7 +104,7 @@ async def test_both_hear_each_other(control: Control, worker: Worker) -> None:
     assert control.server.peers == {peer}
     assert worker.client.connected
     assert await within(worker.heard.get()) == control.greeting
-    for report in (Applied(generation=3), ConnectFailures("app", "10.0.0.1:80", 3)):
+    for report in (Applied(generation=3), MapApplied(2, 7), ConnectFailures("app", "10.0.0.1:80", 3)):
         assert worker.client.send(report)
         assert await within(control.heard.get()) == (peer, report)
     changed = MapChanged(1, 2, ("acme",), ("a.com",))
