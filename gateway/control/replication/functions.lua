@@ -48,8 +48,8 @@ local function own_the_log()
 end
 
 local function keep_meta()
-    redis.call('HSET', META, 'region', region, 'run', run, 'log_id', log_id, 'log_seq', string.format('%.0f', log_seq),
-        'feed_seq', string.format('%.0f', feed_seq), 'hlc', string.format('%.0f', hlc))
+    redis.call('HSET', META, 'region', region, 'run', run, 'log_id', log_id, 'log_seq', string.format('%d', log_seq),
+        'feed_seq', string.format('%d', feed_seq), 'hlc', string.format('%d', hlc))
 end
 
 local function may_write(token)
@@ -130,14 +130,42 @@ end
 
 -- === what changes
 
+-- Records are fetched and stored for a whole call at once: a command a record costs twice as much.
+local PIECE = 500
+local current, changed, is_changed = {}, {}, {}
+
+-- Fetch what stands under every `step`th argument from `first` on.
+local function fetch(first, step)
+    for from = first, #ARGV, step * PIECE do
+        local ids = {}
+        for i = from, math.min(#ARGV, from + step * (PIECE - 1)), step do
+            ids[#ids + 1] = ARGV[i]
+        end
+        for i, value in ipairs(redis.call('HMGET', TENANTS, unpack(ids))) do
+            current[ids[i]] = value
+        end
+    end
+end
+
+local function keep_records()
+    for from = 1, #changed, PIECE do
+        local pairs_of = {}
+        for i = from, math.min(#changed, from + PIECE - 1) do
+            pairs_of[#pairs_of + 1] = changed[i]
+            pairs_of[#pairs_of + 1] = current[changed[i]]
+        end
+        redis.call('HSET', TENANTS, unpack(pairs_of))
+    end
+end
+
+-- What this call does to each bucket's digest, as two words.
 local digests = {}
 
 local function count_in_digest(sum)
     local bucket = string.sub(sum, 1, 2)
     local words = digests[bucket]
     if not words then
-        local kept = redis.call('HGET', DIGEST, bucket) or '0000000000000000'
-        words = {tonumber(string.sub(kept, 1, 8), 16), tonumber(string.sub(kept, 9, 16), 16)}
+        words = {0, 0}
         digests[bucket] = words
     end
     words[1] = bit.bxor(words[1], tonumber(string.sub(sum, 1, 8), 16))
@@ -145,23 +173,36 @@ local function count_in_digest(sum)
 end
 
 local function keep_digests()
-    for bucket, words in pairs(digests) do
-        redis.call('HSET', DIGEST, bucket, bit.tohex(words[1]) .. bit.tohex(words[2]))
+    local buckets = {}
+    for bucket in pairs(digests) do
+        buckets[#buckets + 1] = bucket
     end
+    if #buckets == 0 then
+        return
+    end
+    local rows = {}
+    for i, kept in ipairs(redis.call('HMGET', DIGEST, unpack(buckets))) do
+        local words = digests[buckets[i]]
+        kept = kept or '0000000000000000'
+        rows[#rows + 1] = buckets[i]
+        rows[#rows + 1] = bit.tohex(bit.bxor(words[1], tonumber(string.sub(kept, 1, 8), 16)))
+            .. bit.tohex(bit.bxor(words[2], tonumber(string.sub(kept, 9, 16), 16)))
+    end
+    redis.call('HSET', DIGEST, unpack(rows))
 end
 
 local function append_feed(id, value, origin)
     feed_seq = feed_seq + 1
-    redis.call('XADD', FEED, 'MAXLEN', '~', FEED_MAX, string.format('%.0f-0', feed_seq), 'i', id, 'v', value, 'o', origin)
+    redis.call('XADD', FEED, 'MAXLEN', '~', FEED_MAX, string.format('%d-0', feed_seq), 'i', id, 'v', value, 'o', origin)
 end
 
 local function append_log(id, value)
     log_seq = log_seq + 1
-    redis.call('XADD', LOG, 'MAXLEN', '~', LOG_MAX, string.format('%.0f-0', log_seq), 'i', id, 'v', value)
+    redis.call('XADD', LOG, 'MAXLEN', '~', LOG_MAX, string.format('%d-0', log_seq), 'i', id, 'v', value)
 end
 
 local function remember(id, value, by)
-    local length = redis.call('LPUSH', HISTORY .. id, string.format('%.0f ', now) .. by .. '\n' .. value)
+    local length = redis.call('LPUSH', HISTORY .. id, string.format('%d ', now) .. by .. '\n' .. value)
     if length > HISTORY_MAX + HISTORY_SLACK then
         redis.call('LTRIM', HISTORY .. id, 0, HISTORY_MAX - 1)
     end
@@ -176,7 +217,11 @@ local function put(id, value, stamp, old, was)
         end
     end
     count_in_digest(stamp.sum)
-    redis.call('HSET', TENANTS, id, value)
+    current[id] = value
+    if not is_changed[id] then
+        is_changed[id] = true
+        changed[#changed + 1] = id
+    end
     hlc = math.max(hlc, tonumber(stamp.hlc))
 end
 
@@ -195,7 +240,7 @@ local function take(id, value, origin)
     if not stamp then
         return 'S'
     end
-    local old = redis.call('HGET', TENANTS, id)
+    local old = current[id]
     local was = stamp_of(old)
     local outcome
     if not was then
@@ -228,6 +273,7 @@ local function take(id, value, origin)
 end
 
 local function finish(reply)
+    keep_records()
     keep_digests()
     keep_meta()
     return reply
@@ -238,10 +284,11 @@ local operations = {}
 -- write: (tenant, expected version or -, epoch, body)*. Answers A version seq, or X current, for each.
 function operations.write()
     own_the_log()
+    fetch(3, 4)
     local reply = {'OK', log_id}
     for i = 3, #ARGV, 4 do
         local id, expected, epoch, body = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-        local old = redis.call('HGET', TENANTS, id)
+        local old = current[id]
         local was = stamp_of(old)
         if (was and was.version or '-') ~= expected or (was and number_before(epoch, was.epoch)) then
             reply[#reply + 1] = 'X'
@@ -249,7 +296,7 @@ function operations.write()
             reply[#reply + 1] = ''
         else
             hlc = math.max(now, hlc + 1, was and tonumber(was.hlc) + 1 or 0)
-            local version = epoch .. '.' .. string.format('%.0f', hlc) .. '.' .. region
+            local version = epoch .. '.' .. string.format('%d', hlc) .. '.' .. region
             local replaces = '-'
             if was then
                 local ancestors = {was.version}
@@ -262,13 +309,13 @@ function operations.write()
             end
             local sum = string.sub(redis.sha1hex(id .. '\0' .. version .. '\0' .. body), 1, SUM_DIGITS)
             local value = '1 ' .. version .. ' ' .. replaces .. ' ' .. sum .. '\n' .. body
-            put(id, value, {version = version, sum = sum, hlc = string.format('%.0f', hlc)}, old, was)
+            put(id, value, {version = version, sum = sum, hlc = string.format('%d', hlc)}, old, was)
             append_log(id, value)
-            append_feed(id, value, region .. ' ' .. log_id .. ' ' .. string.format('%.0f', log_seq))
+            append_feed(id, value, region .. ' ' .. log_id .. ' ' .. string.format('%d', log_seq))
             clear_letter(id)
             reply[#reply + 1] = 'A'
             reply[#reply + 1] = version
-            reply[#reply + 1] = string.format('%.0f', log_seq)
+            reply[#reply + 1] = string.format('%d', log_seq)
         end
     end
     return finish(reply)
@@ -289,6 +336,7 @@ function operations.follow()
         return {'GAP'}
     end
     own_the_log()
+    fetch(7, 2)
     local outcomes, losers, duplicates = {}, {}, 0
     local seq = first
     for i = 7, #ARGV, 2 do
@@ -296,7 +344,7 @@ function operations.follow()
             duplicates = duplicates + 1
         else
             if ARGV[i + 1] ~= '' then
-                local origin = peer .. ' ' .. its_log .. ' ' .. string.format('%.0f', seq)
+                local origin = peer .. ' ' .. its_log .. ' ' .. string.format('%d', seq)
                 local outcome, was = take(ARGV[i], ARGV[i + 1], origin)
                 outcomes[#outcomes + 1] = outcome
                 if outcome == 'W' or outcome == 'L' then
@@ -307,7 +355,7 @@ function operations.follow()
         end
         seq = seq + 1
     end
-    local offset = its_log .. ' ' .. string.format('%.0f', at)
+    local offset = its_log .. ' ' .. string.format('%d', at)
     redis.call('HSET', OFFSETS, peer, offset)
     -- Without it a gateway would never hear that the last entries, none of which won, are in.
     if #outcomes > 0 and outcomes[#outcomes] ~= 'A' and outcomes[#outcomes] ~= 'W' then
@@ -325,6 +373,7 @@ function operations.merge()
         return {'LEASE'}
     end
     own_the_log()
+    fetch(5, 2)
     local outcomes, losers = {}, {}
     for i = 5, #ARGV, 2 do
         local outcome, was = take(ARGV[i], ARGV[i + 1], '-')
@@ -405,7 +454,7 @@ end
 
 -- register: row's key, how long ago it was seen in ms, row as JSON.
 function operations.register()
-    redis.call('HSET', GATEWAYS, ARGV[3], string.format('%.0f ', now - tonumber(ARGV[4])) .. ARGV[5])
+    redis.call('HSET', GATEWAYS, ARGV[3], string.format('%d ', now - tonumber(ARGV[4])) .. ARGV[5])
     return {'OK'}
 end
 
