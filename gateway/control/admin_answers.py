@@ -40,10 +40,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pids(msgspec.Struct, frozen=True, kw_only=True):
-    """The gateway's processes; a replaced worker stays listed while it drains."""
+    """The gateway's processes; a replaced worker stays listed while it drains. `replicator`: with a map from Redis."""
 
     supervisor: int
     control: int
+    replicator: int | None
     workers: tuple[WorkerProcess, ...]
 
 

@@ -15,7 +15,7 @@ from gateway.control.conditions import Judge
 from gateway.control.map_file import MapFile
 from gateway.control.reload import Configuration
 from gateway.control.resolve import Resolver
-from gateway.control.sources.yaml_file import YamlFile
+from gateway.control.sources.source import Source
 from gateway.core.conditions import Conditions
 from gateway.core.view import View
 from gateway.settings.schema import Settings
@@ -33,6 +33,7 @@ class WorkerProcess(msgspec.Struct, frozen=True):
 class Restarts(msgspec.Struct, frozen=True):
     worker: int = 0
     control: int = 0
+    replicator: int = 0
 
 
 class Replacements(msgspec.Struct, frozen=True):
@@ -47,10 +48,11 @@ class Replacements(msgspec.Struct, frozen=True):
 
 
 class Processes(msgspec.Struct, frozen=True):
-    """What the supervisor last said of its children."""
+    """What the supervisor last said of its children. `replicator` is None where there is none, 0 between two lives."""
 
     supervisor: int
     control: int
+    replicator: int | None = None
     workers: tuple[WorkerProcess, ...] = ()
     restarts: Restarts = Restarts()
     replacements: Replacements = Replacements()
@@ -70,7 +72,7 @@ class Facts:
     view: View
     conditions: Conditions
     configuration: Configuration
-    tenants: YamlFile
+    tenants: Source
     writer: Writer
     map_file: MapFile
     judge: Judge

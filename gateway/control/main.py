@@ -59,7 +59,8 @@ from gateway.control.reload import (
 )
 from gateway.control.resolve import Resolver, bare_names
 from gateway.control.sources.confirm import CONFIRMED_FILE
-from gateway.control.sources.yaml_file import YamlFile
+from gateway.control.sources.kinds import SOURCES
+from gateway.control.sources.source import Ground
 from gateway.control.tasks import TaskSet
 from gateway.control.watch import Watch
 from gateway.core.conditions import Conditions
@@ -109,7 +110,17 @@ class Control:
             wall_ms,
             self.replace_workers,
         )
-        tenants = YamlFile(writer, lambda: configuration.current.settings, self.map_changed, self.count_reload, wall_ms)
+        ground = Ground(
+            writer=writer,
+            settings=lambda: configuration.current.settings,
+            changed=self.map_changed,
+            ended=self.count_reload,
+            wall_ms=wall_ms,
+            rejected=self.count_rejected,
+            suspect=lambda why: self.facts.map_file.suspect(why),
+            program=__version__,
+            rng=rng,
+        )
         self.facts = Facts(
             program=__version__,
             state_dir=state_dir,
@@ -118,14 +129,13 @@ class Control:
             view=build_view(start.settings, Conditions(), 0),
             conditions=Conditions(),
             configuration=configuration,
-            tenants=tenants,
+            tenants=SOURCES[start.settings.tenant_map.source](ground),
             writer=writer,
             map_file=MapFile(writer, state_dir, self.map_replaced),
             judge=self.judge,
             resolver=self.resolver,
         )
         self.config_watch = Watch(configuration.files, lambda: configuration.reload(FILE_CHANGED))
-        self.tenants_watch = Watch(lambda: [tenants.path], lambda: tenants.reload("file changed"))
         self.confirmed_watch = Watch(lambda: [state_dir / CONFIRMED_FILE], self.confirmed)
         self.bus = BusServer(state_dir / "bus.sock", self.heard, self.connected)
         self.channel: Channel | None = None
@@ -150,7 +160,7 @@ class Control:
         self.listen_to_supervisor()
         for work, name in (
             (self.config_watch.run, "watch configuration"),
-            (self.tenants_watch.run, "watch tenants"),
+            (facts.tenants.run, "follow the tenant map's source"),
             (self.confirmed_watch.run, "watch confirmations"),
             (facts.map_file.watch, "watch the map file"),
             (facts.map_file.keep_snapshot, "keep the map's snapshot"),
@@ -177,8 +187,7 @@ class Control:
 
     async def begin(self) -> None:
         """Take in what is on disk: the watchers only tell what changes from now on."""
-        if await self.tenants_watch.at_rest():
-            await self.facts.tenants.reload("start")
+        await self.facts.tenants.read_all("start")
         await self.facts.configuration.catch_up()
 
     async def open_admin(self) -> tuple[web.AppRunner, Listener]:
@@ -232,13 +241,12 @@ class Control:
     def reload(self) -> None:
         """SIGHUP: everything is read again at once, `${file:…}` included."""
         self.config_watch.settle()
-        self.tenants_watch.settle()
+        self.facts.tenants.settle()
         self.tasks.spawn(self.reload_all(), "reload")
 
     async def reload_all(self) -> None:
         await self.facts.configuration.reload("SIGHUP")
-        if await self.tenants_watch.at_rest():
-            await self.facts.tenants.reload("SIGHUP")
+        await self.facts.tenants.read_all("SIGHUP")
         self.ask({"done": "reload"})
 
     def drain(self) -> None:
@@ -399,6 +407,9 @@ class Control:
 
     def reload_series(self, source: str, result: str) -> int:
         return self.stats.series("landbridge_config_reloads_total", (("source", source), ("result", result)))
+
+    def count_rejected(self, reason: str) -> None:
+        self.stats.values[self.stats.series("landbridge_map_rejected_total", (("reason", reason),))] += 1
 
     def count_reload(self, outcome: Outcome) -> None:
         self.stats.values[self.reload_series(outcome.source, outcome.result)] += 1

@@ -30,6 +30,7 @@ def gauges(facts: Facts) -> Gauges:
     found: Gauges = {
         ("landbridge_draining", ()): facts.draining,
         ("landbridge_worker_restarts_total", ()): facts.processes.restarts.worker,
+        ("landbridge_replicator_restarts_total", ()): facts.processes.restarts.replicator,
         ("landbridge_worker_replacements_total", (("result", "done"),)): facts.processes.replacements.done,
         ("landbridge_worker_replacements_total", (("result", "failed"),)): facts.processes.replacements.failed,
     }
@@ -62,7 +63,7 @@ def _peers(facts: Facts, found: Gauges) -> None:
 
 def _map(facts: Facts, found: Gauges) -> None:
     found["landbridge_map_stale", ()] = facts.tenants.stale
-    found["landbridge_map_loss_guard_pending", ()] = facts.tenants.guard_pending
+    found["landbridge_map_loss_guard_pending", ()] = facts.tenants.pending is not None
     found["landbridge_map_generation", ()] = facts.writer.generation
     found["landbridge_map_snapshot_behind", ()] = facts.map_file.behind
     if facts.tenants.age_s is not None:

@@ -172,6 +172,13 @@ _ROWS: Final = (
         "Times that this gateway's replicator took the lease, and so the work for its region",
     ),
     Metric(
+        "landbridge_map_rejected_total",
+        Kind.COUNTER,
+        "Records from Redis that were not taken in, by reason (oversized, malformed, invalid, unknown_region, older): "
+        "their tenants keep their routes",
+        ("reason",),
+    ),
+    Metric(
         "landbridge_map_generation",
         Kind.GAUGE,
         "The map's generation: one more each time that a damaged map was rebuilt",

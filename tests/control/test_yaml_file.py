@@ -16,6 +16,7 @@ from gateway.control.reload import Outcome
 from gateway.control.sources import confirm, yaml_file
 from gateway.control.sources.confirm import loss
 from gateway.control.sources.parse import CHUNK, PROBLEMS_MAX, Answer, join, split
+from gateway.control.sources.source import Ground
 from gateway.control.sources.yaml_file import YamlFile
 from gateway.core.placement import Placement
 from gateway.settings.schema import Address, ClusterSettings, Listen, RegionSettings, Settings, TenantMapSettings
@@ -64,8 +65,12 @@ class Source:
         self.writer = Writer(folder / "map")
         self.changes: list[MapChanged] = []
         self.outcomes: list[Outcome] = []
-        self.source = YamlFile(
-            self.writer, lambda: self.settings, self.changes.append, self.outcomes.append, lambda: self.now_ms
+        self.source = self.again()
+
+    def again(self) -> YamlFile:
+        """As a control that is started now has it."""
+        return YamlFile(
+            Ground(self.writer, lambda: self.settings, self.changes.append, self.outcomes.append, lambda: self.now_ms)
         )
 
     def write(self, *tenants: str, home: str = "us-east-1") -> None:
@@ -74,7 +79,7 @@ class Source:
 
     def state(self) -> tuple[bool, bool]:
         """(stale, whether the loss guard waits)."""
-        return self.source.stale, self.source.guard_pending
+        return self.source.stale, self.source.pending is not None
 
     def ids(self) -> list[str]:
         return [placement.tenant for placement in self.writer.page("", 100_000)]
@@ -163,9 +168,8 @@ async def test_age_counts_from_when_the_map_was_last_what_the_file_says(source: 
     await source.source.reload("SIGHUP")
     source.now_ms = 65_000
     assert [*ages, source.source.age_s] == [None, 0.0, 15.0]
-    again = YamlFile(
-        source.writer, lambda: source.settings, source.changes.append, source.outcomes.append, lambda: 9_000
-    )
+    source.now_ms = 9_000
+    again = source.again()
     assert again.age_s == 8.0, "a new control knows when the map was written"
 
 
@@ -203,9 +207,9 @@ async def test_the_guard_holds_over_a_restart(source: Source, tmp_path: Path) ->
     source.write(*(f"t{n}" for n in range(20)))
     await source.source.reload("start")
     source.write()
-    again = YamlFile(source.writer, lambda: source.settings, source.changes.append, source.outcomes.append, lambda: 1)
+    again = source.again()
     assert not await again.reload("start")
-    assert again.guard_pending
+    assert again.pending is not None
     assert len(source.ids()) == 20
 
 
@@ -301,7 +305,7 @@ async def test_the_same_loss_after_another_map_is_another_change(source: Source)
 async def test_a_confirmation_outlives_control(source: Source) -> None:
     change = await lost(source)
     confirm.confirm(source.folder, change)
-    again = YamlFile(source.writer, lambda: source.settings, source.changes.append, source.outcomes.append, lambda: 1)
+    again = source.again()
     assert await again.reload("start")
     assert source.ids() == ["other"]
 

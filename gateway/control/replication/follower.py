@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+from gateway.control.backoff import pause_s
 from gateway.control.replication.compare import compare
 from gateway.control.replication.counters import RESYNCS, RETRIES
 from gateway.control.replication.progress import (
@@ -29,7 +30,6 @@ from gateway.control.replication.progress import (
 )
 from gateway.control.replication.region_map import MapHead, MapUnavailable, PeerState, RegionMap
 from gateway.control.replication.tenure import Tenure
-from gateway.core.backoff import pause_s
 from gateway.core.replication import Head, Offset, Step, lag_records
 
 LOG = logging.getLogger("landbridge.replicator")

@@ -1,1 +1,1 @@
-"""Where the tenant map comes from: one module per source, each of which hands a whole map to the store."""
+"""Where the tenant map comes from: one module per source, each of which brings it to the store."""

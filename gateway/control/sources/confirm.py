@@ -28,7 +28,10 @@ T = TypeVar("T", str, bytes)
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """A change that waits: it removes `removed` of `known` tenants, `first` among them, and leaves `records`."""
+    """A change that waits: it removes `removed` of `known` tenants, `first` among them, and leaves `records`.
+
+    `file` is where it would come from: the tenants file, or the Redis by its URL without a password.
+    """
 
     change: str
     file: str
@@ -40,7 +43,10 @@ class Pending(msgspec.Struct, frozen=True):
 
 
 class Confirmation(msgspec.Struct, frozen=True):
+    """`change` is meant; with `restore` it is not, and what is missing is to be written back."""
+
     change: str
+    restore: bool = False
 
 
 def loss(before: Set[T], after: Set[T], fraction: float) -> int:
@@ -49,9 +55,12 @@ def loss(before: Set[T], after: Set[T], fraction: float) -> int:
     Too many is all of them, or more than `fraction` of them and at least `LOSS_MIN` (DESIGN 5.1, `loss_guard`).
     """
     removed = len(before) - len(before & after)
-    if removed and (removed == len(before) or (removed >= LOSS_MIN and removed > fraction * len(before))):
-        return removed
-    return 0
+    return removed if too_many(removed, len(before), fraction) else 0
+
+
+def too_many(removed: int, known: int, fraction: float) -> bool:
+    """Whether the loss of `removed` out of `known` has to be confirmed."""
+    return removed > 0 and (removed == known or (removed >= LOSS_MIN and removed > fraction * known))
 
 
 def tell(state_dir: Path, pending: Pending) -> None:
@@ -67,15 +76,15 @@ def waiting(state_dir: Path) -> Pending | None:
         return None
 
 
-def confirm(state_dir: Path, change: str) -> None:
-    """Say that `change` is meant. Raises OSError."""
-    _write(state_dir / CONFIRMED_FILE, msgspec.json.encode(Confirmation(change)))
+def confirm(state_dir: Path, change: str, *, restore: bool = False) -> None:
+    """Say that `change` is meant, or with `restore` that it is not. Raises OSError."""
+    _write(state_dir / CONFIRMED_FILE, msgspec.json.encode(Confirmation(change, restore)))
 
 
-def confirmed(state_dir: Path) -> str | None:
-    """The change that an operator confirmed, if one did."""
+def confirmed(state_dir: Path) -> Confirmation | None:
+    """What an operator said of a change, if one did."""
     try:
-        return msgspec.json.decode((state_dir / CONFIRMED_FILE).read_bytes(), type=Confirmation).change
+        return msgspec.json.decode((state_dir / CONFIRMED_FILE).read_bytes(), type=Confirmation)
     except (OSError, msgspec.MsgspecError):
         return None
 

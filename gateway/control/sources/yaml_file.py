@@ -10,20 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from gateway.bus.messages import MapChanged
-from gateway.control.reload import APPLIED, REFUSED, Outcome
+from gateway.control.reload import APPLIED, FILE_CHANGED, REFUSED, Outcome
 from gateway.control.sources import confirm, parse
-from gateway.control.sources.confirm import Pending, loss
+from gateway.control.sources.confirm import Confirmation, Pending, loss
+from gateway.control.sources.source import Ground
+from gateway.control.watch import Watch
 from gateway.settings.schema import Settings
 from gateway.store.record import StoreError
 from gateway.store.wanted import Wanted
-from gateway.store.writer import Writer
 
 LOG = logging.getLogger("landbridge.control")
 
@@ -61,38 +62,29 @@ def read(path: Path, settings: Settings) -> Wanted:
 
 
 class YamlFile:
-    """One tenants file and the map that was made of it. One attempt at a time, in threads.
+    """One tenants file and the map that was made of it. One attempt at a time, in threads."""
 
-    `changed(change)` hears of every change of the store, `ended(outcome)` of every attempt.
-    """
-
-    def __init__(
-        self,
-        writer: Writer,
-        settings: Callable[[], Settings],
-        changed: Callable[[MapChanged], None],
-        ended: Callable[[Outcome], None],
-        wall_ms: Callable[[], int],
-    ) -> None:
+    def __init__(self, ground: Ground) -> None:
         self.last: Outcome | None = None
         self.last_error: Outcome | None = None
         self.pending: Pending | None = None
-        self._writer = writer
-        self._settings = settings
-        self._changed = changed
-        self._ended = ended
-        self._wall_ms = wall_ms
-        self._stale_since_ms = writer.meta().written_ms
+        self.heard_at: float | None = None
+        self._writer = ground.writer
+        self._settings = ground.settings
+        self._changed = ground.changed
+        self._ended = ground.ended
+        self._wall_ms = ground.wall_ms
+        self._stale_since_ms = ground.writer.meta().written_ms
         self._lock = asyncio.Lock()
-
-    @property
-    def guard_pending(self) -> bool:
-        """Whether a change waits for `landbridge map confirm`."""
-        return self.pending is not None
+        self._watch = Watch(lambda: [self.path], lambda: self.reload(FILE_CHANGED))
 
     @property
     def path(self) -> Path:
         return Path(self._settings().tenant_map.file)
+
+    @property
+    def place(self) -> str:
+        return str(self.path)
 
     @property
     def stale(self) -> bool:
@@ -105,6 +97,23 @@ class YamlFile:
         if not self.stale:
             return 0.0
         return max(0.0, (self._wall_ms() - self._stale_since_ms) / 1000) if self._stale_since_ms else None
+
+    def settle(self) -> None:
+        self._watch.settle()
+
+    async def read_all(self, cause: str) -> None:
+        """Read the file, unless it is being written: `run` sees it come to rest."""
+        if await self._watch.at_rest():
+            await self.reload(cause)
+
+    async def run(self) -> None:
+        await self._watch.run()
+
+    def acknowledged(self, transaction: int | None) -> None:
+        """Nobody asks how far the workers are."""
+
+    def replication(self) -> None:
+        """A file knows of no other region."""
 
     async def reload(self, cause: str) -> bool:
         """Read the file and make the map hold what it says; whether that was done."""
@@ -147,11 +156,15 @@ class YamlFile:
         if not removed:
             return
         change = wanted.change_from(known, digest)
-        if (said := confirm.confirmed(state_dir)) == change:
+        said = confirm.confirmed(state_dir)
+        if said == Confirmation(change):
             LOG.warning("an operator confirmed change %s: %d of %d tenants are removed", change, removed, len(known))
             return
         if said is not None:
-            LOG.error("change %s was confirmed, but it is change %s that waits now", said, change)
+            if said.restore:
+                LOG.error("a tenants file has nothing to restore: put the file right")
+            else:
+                LOG.error("change %s was confirmed, but it is change %s that waits now", said.change, change)
             confirm.forget(state_dir)
         first = tuple(key.decode() for key in islice(sorted(known - wanted.tenants.keys()), confirm.NAMED_MAX))
         before = confirm.waiting(state_dir)

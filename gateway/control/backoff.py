@@ -12,6 +12,6 @@ DOUBLINGS_MAX: Final = 32
 
 
 def pause_s(failures: int, first_s: float, max_s: float, rng: random.Random) -> float:
-    """Seconds to wait after `failures` (1, 2, ...) in a row: anything up to `first_s` doubled each time, and `max_s`."""
+    """Seconds to wait after `failures` (1, 2, ...) in a row: up to `first_s` doubled each time, and up to `max_s`."""
     assert failures > 0, "who has not failed does not wait"
     return rng.uniform(0.0, min(max_s, first_s * 2.0 ** min(failures - 1, DOUBLINGS_MAX)))
