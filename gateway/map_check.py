@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Final
 
 LIMIT_S: Final = 30.0
-"""Ten million records; a check that takes longer waits for a disk that does not answer."""
+"""A look at a start is done in a second; one that takes longer waits for a disk that does not answer."""
+
+WHOLE_LIMIT_S: Final = 180.0
+"""A walk over ten million records."""
 
 ENDS_OF_A_BAD_MAP: Final = (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT)
 """A page that is gone, a page that is garbage, an assertion of LMDB's."""
@@ -32,7 +35,9 @@ class MapCheck:
         self._environ = environ
         self._log = log
         self._wanted = any((state_dir / name).exists() for name in ("map", "map.snapshot"))
+        self._whole = False  # the first look must not hold the start up; after a death the map is walked whole
         self._process: subprocess.Popen[bytes] | None = None
+        self._limit_s = LIMIT_S
         self.deadline = 0.0
         """When the check that runs is given up."""
 
@@ -42,7 +47,7 @@ class MapCheck:
             self._wanted = False
             self._begin(now)
         if self._process is not None and now >= self.deadline:
-            self._log(f"the check of the map takes longer than {LIMIT_S:g} s: given up")
+            self._log(f"the check of the map takes longer than {self._limit_s:g} s: given up")
             self.stop()
         return self._process is not None
 
@@ -53,7 +58,7 @@ class MapCheck:
     def child_died(self, status: int) -> None:
         """A child's wait status: one that a bad map may have killed asks for a check."""
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) in ENDS_OF_A_BAD_MAP:
-            self._wanted = True
+            self._wanted = self._whole = True
 
     def reaped(self, pid: int, status: int) -> bool:
         """Whether `pid` was the check, which is over then. What it found it has said itself."""
@@ -75,9 +80,10 @@ class MapCheck:
     def _begin(self, now: float) -> None:
         if not self._command:
             return
+        depth = ("--start", "--whole") if self._whole else ("--start",)
         try:
             self._process = subprocess.Popen(
-                [*self._command, "--state-dir", str(self._state_dir)],
+                [*self._command, "--state-dir", str(self._state_dir), *depth],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=self._environ,
@@ -86,4 +92,5 @@ class MapCheck:
         except OSError as error:
             self._log(f"the map cannot be checked: {error.strerror}")
             return
-        self.deadline = now + LIMIT_S
+        self._limit_s = WHOLE_LIMIT_S if self._whole else LIMIT_S
+        self.deadline = now + self._limit_s

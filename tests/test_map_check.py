@@ -44,6 +44,18 @@ def reap(check: MapCheck) -> None:
     assert check.reaped(pid, status)
 
 
+def test_after_a_death_the_map_is_walked_whole(state_dir: Path, lines: Operator) -> None:
+    code = "import sys; sys.exit(sys.argv[3:].index('--start') + 10 * len(sys.argv[3:]))"
+    check = made((sys.executable, "-c", code), state_dir, lines)
+    assert check.holds_starts(0.0)
+    reap(check)
+    check.child_died(SEGV)
+    assert check.holds_starts(0.0)
+    assert check.deadline == map_check.WHOLE_LIMIT_S
+    reap(check)
+    assert [line.split()[-1] for line in lines] == ["10", "20"]
+
+
 def test_a_first_start_waits_for_nothing(tmp_path: Path, lines: Operator) -> None:
     assert not made(SLEEPS, tmp_path, lines).holds_starts(0.0)
 

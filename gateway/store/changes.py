@@ -19,6 +19,7 @@ import msgspec
 
 from gateway.core.placement import Placement, State, newer
 from gateway.store.claims import HostIndex, claims_of
+from gateway.store.copying import Step
 from gateway.store.record import (
     CorruptRecord,
     Summary,
@@ -61,8 +62,8 @@ class Batch:
         self.records = summary.records
         self.digest = summary.digest
         """As a plain sum: the summary's is taken of it when all is added."""
-        self.changed: set[bytes] = set()
-        """Tenants whose deciding record is another."""
+        self.steps: list[Step] = []
+        """Each change of a deciding record."""
         self.ignored = 0
         claims, self._arrived, self._waiting = tables.following()
         self.index = HostIndex(txn, tables.hosts, claims, self._hlc_of)
@@ -120,13 +121,15 @@ class Batch:
         self, key: bytes, there: Placement | None, value: bytes | None, after: Placement | None, wanted: bytes | None
     ) -> None:
         """Keep index, count and digest in step with a record that was `there`, sealed `value`, and is `after`."""
-        if value is not None:
-            self.records -= 1
-            self.digest -= record_hash(payload_in(value))
-        if wanted is not None:
-            self.records += 1
-            self.digest += record_hash(payload_in(wanted))
-        self.changed.add(key)
+        step = Step(
+            key,
+            (wanted is not None) - (value is not None),
+            (0 if wanted is None else record_hash(payload_in(wanted)))
+            - (0 if value is None else record_hash(payload_in(value))),
+        )
+        self.records += step.records
+        self.digest += step.digest
+        self.steps.append(step)
         self.index.follow(key, there, after)
 
     def _hold(self, key: bytes, value: bytes) -> None:

@@ -1,13 +1,19 @@
 """`python -m gateway.store.check --state-dir D`: is the map on disk sound, and if not, make it so.
 
-The supervisor runs it before the first children and after one died of SIGBUS or SIGSEGV; control runs it in the
-background. It needs no network and no configuration, and it never maps a file that it has not found sound. A map that
-is not is left where it is, noted as bad, and a new generation is made of the snapshot; without a sound snapshot the new
-generation is empty and not complete, until control has read the tenants file.
+The supervisor runs it before the first children, with `--start`, and after one died of SIGBUS or SIGSEGV; control runs
+it in the background. It needs no network and no configuration, and it never maps a file that it has not found sound. A
+map that is not is left where it is, noted as bad, and a new generation is made of the snapshot; without a sound
+snapshot the new generation is empty and not complete, until control has read its source.
+
+A start must not wait for a walk over millions of records. So `--start` takes a large map for sound when the file has
+its length, every tree has its branches and its number of leaves and records, and a sample of the leaves is right. Each
+record is held against its checksum when it is read; and a process that dies of another leaf has the map walked whole
+(`--start --whole`).
 
 Exit codes: 0 the map is sound, or there is none and no snapshot (a first start); 1 the map is bad and could not be
 replaced (disk full, say), or could not be checked; 2 wrong usage; 3 the map was bad or gone and is rebuilt from the
-snapshot; 4 it was bad, no snapshot is sound, and the map is empty now.
+snapshot; 4 it was bad, no snapshot is sound, and the map is empty now; 5 it was bad and is gone, and control makes it
+anew of the snapshot, which is too large to be waited for at a start.
 """
 
 from __future__ import annotations
@@ -15,18 +21,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import lmdb
 
 from gateway.store import generations, snapshot
+from gateway.store.making import Content, make
 from gateway.store.pages import Damage, Pages, Tree, read_meta
 from gateway.store.record import StoreError, Summary, boot_id, decode_summary, digest_of, unseal
 from gateway.store.tables import COMPLETE_KEY, COMPLETE_MARK, FOLLOWING, SUMMARY_KEY
-from gateway.store.writer import new_generation
 
 TRIES: Final = 20
 """How often a look at a map is begun again because it was written to meanwhile: each takes a fraction of a second."""
@@ -34,6 +41,12 @@ TRIES: Final = 20
 NOTHING_YET: Final = "nothing was written to it yet"
 
 DATABASES: Final = (b"tenants", b"hosts", b"meta")
+
+WHOLE_RECORDS_MAX: Final = 100_000
+"""Up to here a map is walked whole at a start too: it takes less than a second."""
+
+LEAVES_MAX: Final = 500
+"""Of each tree of a larger one: where a hundredth of the pages is scribbled over, one of them is met all but surely."""
 
 
 class Code(IntEnum):
@@ -43,6 +56,7 @@ class Code(IntEnum):
     FAILED = 1
     REBUILT = 3
     EMPTIED = 4
+    LATER = 5
 
 
 class Outcome(NamedTuple):
@@ -50,11 +64,12 @@ class Outcome(NamedTuple):
     text: str
 
 
-def inspect(data: Path, full: bool) -> Summary | None:
+def inspect(data: Path, full: bool, outline: bool = False) -> Summary | None:
     """Hold a map file against itself; its summary, None when nothing was ever written to it. Raises Damage or OSError.
 
     Every page that can be reached, every record's checksum, the number of records; the digest over all of them with
-    `full`, or when the machine was booted since the last commit (commits are not synced to disk).
+    `full`, or when the machine was booted since the last commit (commits are not synced to disk). With `outline` a
+    large map's outline is enough, unless the machine was booted since.
     """
     fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -63,7 +78,7 @@ def inspect(data: Path, full: bool) -> Summary | None:
             damage: Damage | None = None
             summary: Summary | None = None
             try:
-                summary = _inspect(Pages(fd), full)
+                summary = _inspect(Pages(fd), full, outline)
             except Damage as error:
                 damage = error
             # Pages of a commit are used again from the next but one on: only what stood still was seen whole.
@@ -77,7 +92,7 @@ def inspect(data: Path, full: bool) -> Summary | None:
     raise OSError(f"{data}: it is written to without a pause and cannot be checked")
 
 
-def _inspect(pages: Pages, full: bool) -> Summary | None:
+def _inspect(pages: Pages, full: bool, outline: bool) -> Summary | None:
     pages.check_free_list()
     databases = pages.databases()
     if not databases:
@@ -95,12 +110,16 @@ def _inspect(pages: Pages, full: bool) -> Summary | None:
         raise Damage("the completeness mark is damaged")
     if databases[b"tenants"].entries != summary.records:
         raise Damage(f"it has {databases[b'tenants'].entries} records and says {summary.records}")
+    compares = full or summary.boot != boot_id()
+    walk: Callable[[Tree], Iterator[tuple[bytes, bytes, int]]] = pages.entries
+    if outline and not compares and summary.records > WHOLE_RECORDS_MAX:
+        walk = partial(pages.outline, leaves_max=LEAVES_MAX)
     for name in (b"hosts", *FOLLOWING):
         if name in databases:  # the map of an older program has not all of them
-            for _ in _records(pages, databases[name]):
+            for _ in _records(walk(databases[name])):
                 pass
-    records = _records(pages, databases[b"tenants"])
-    if full or summary.boot != boot_id():
+    records = _records(walk(databases[b"tenants"]))
+    if compares:
         if digest_of(records) != summary.digest:
             raise Damage("its records are not those that were committed: the digest differs")
     else:
@@ -120,35 +139,38 @@ def _values(pages: Pages, tree: Tree) -> dict[bytes, bytes]:
     return found
 
 
-def _records(pages: Pages, tree: Tree) -> Iterator[bytes]:
-    """What every record of a tree holds, each against its checksum. Raises Damage."""
-    for key, value, _ in pages.entries(tree):
+def _records(entries: Iterable[tuple[bytes, bytes, int]]) -> Iterator[bytes]:
+    """What each of these records holds, against its checksum. Raises Damage."""
+    for key, value, _ in entries:
         try:
             yield unseal(key, value)
         except StoreError as error:
             raise Damage(str(error)) from error
 
 
-def mend(state_dir: Path, full: bool = False) -> Outcome:
-    """Check the map of `state_dir` and replace it if need be. Never raises for what is wrong with the map. Blocks."""
+def mend(state_dir: Path, full: bool = False, start: bool = False, whole: bool = False) -> Outcome:
+    """Check the map of `state_dir` and replace it if need be. Never raises for what is wrong with the map. Blocks.
+
+    With `start` somebody waits: a large map's outline is enough, but for `whole`, and is made anew later.
+    """
     directory = state_dir / "map"
     path = state_dir / snapshot.SNAPSHOT_FILE
     if not directory.exists() and not path.exists():
         return Outcome(Code.SOUND, "no map yet")
     try:
         with generations.locked(directory):
-            return _mend(directory, path, full)
+            return _mend(directory, path, full, start, start and not whole)
     except OSError as error:
         return Outcome(Code.FAILED, f"the map cannot be checked: {error}")
 
 
-def _mend(directory: Path, path: Path, full: bool) -> Outcome:
+def _mend(directory: Path, path: Path, full: bool, start: bool, outline: bool) -> Outcome:
     generation = generations.current(directory)
     data = generations.path_of(directory, generation) / generations.DATA_FILE
     try:
         if generation == 0:
             raise Damage("there is none")
-        summary = inspect(data, full)
+        summary = inspect(data, full, outline)
         if summary is not None:
             generations.remove_old(directory)
             return Outcome(Code.SOUND, f"the map is sound: {summary.records} records")
@@ -157,17 +179,24 @@ def _mend(directory: Path, path: Path, full: bool) -> Outcome:
         why = str(damage)
     except FileNotFoundError:
         why = "its file is gone"
+    content: Content | None = None
     try:
-        content, at_ms = snapshot.read(path)
-        from_where, code = f"rebuilt from the snapshot, {len(content.tenants)} records", Code.REBUILT
+        content = snapshot.content_of(path)
+        records = content.summary.records
+        from_where, code = f"rebuilt from the snapshot, {records} records", Code.REBUILT
+        if start and records > WHOLE_RECORDS_MAX:
+            if generation:
+                _drop(directory, generation, why)
+            return Outcome(
+                Code.LATER, f"the map is bad ({why}): control rebuilds it from the snapshot, {records} records"
+            )
     except StoreError as error:
         if why == NOTHING_YET or (generation == 0 and not path.exists()):
             return Outcome(Code.SOUND, "no map yet")
-        content, at_ms = None, 0
         from_where, code = f"empty now, since there is no snapshot either ({error})", Code.EMPTIED
     try:
-        made = new_generation(directory, content=content, at_ms=at_ms)
-    except (OSError, lmdb.Error) as error:
+        made = make(directory, content=content)
+    except (OSError, lmdb.Error, StoreError) as error:
         # Nobody may map what would be the death of him: without the link there is no map, and that is a clear answer.
         if generation:
             (directory / generations.CURRENT).unlink(missing_ok=True)
@@ -178,13 +207,21 @@ def _mend(directory: Path, path: Path, full: bool) -> Outcome:
     return Outcome(code, f"the map was bad ({why}): {from_where}, in {generations.path_of(directory, made)}")
 
 
+def _drop(directory: Path, generation: int, why: str) -> None:
+    """Let a bad generation count no more, with none in its place: there is no map, and that is a clear answer."""
+    generations.set_aside(directory, generation, why)
+    (directory / generations.CURRENT).unlink(missing_ok=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Say one line of what was found, on standard error unless all is well; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m gateway.store.check", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--state-dir", required=True, type=Path)
     parser.add_argument("--full", action="store_true", help="compare the digest over all records in any case")
+    parser.add_argument("--start", action="store_true", help="take a large map for sound by its outline; mend it later")
+    parser.add_argument("--whole", action="store_true", help="with --start: walk a large map whole all the same")
     options = parser.parse_args(arguments)
-    outcome = mend(options.state_dir, options.full)
+    outcome = mend(options.state_dir, options.full, options.start, options.whole)
     print(outcome.text, file=sys.stdout if outcome.code is Code.SOUND else sys.stderr)
     return outcome.code
 

@@ -165,6 +165,33 @@ class Pages:
         if (branches, leaves, entries) != (tree.branches, tree.leaves, tree.entries):
             raise Damage(f"a tree of {tree.entries} entries has {entries}")
 
+    def outline(self, tree: Tree, leaves_max: int) -> Iterator[tuple[bytes, bytes, int]]:
+        """All branches of a tree and, evenly spread, at most `leaves_max` of its leaves: their entries. Raises Damage.
+
+        For a tree that is too large to be walked whole: every leaf is at least counted, and is a page of the file.
+        """
+        if tree.root == NO_PAGE or tree.leaves <= leaves_max:
+            yield from self.entries(tree)
+            return
+        if not 1 <= tree.depth <= DEPTH_MAX:
+            raise Damage(f"a tree {tree.depth} levels deep")
+        branches, level = 0, [tree.root]
+        for _ in range(tree.depth - 1):
+            below: list[int] = []
+            for number in level:
+                below += self._branch(self._page(number), number)
+                branches += 1
+                if branches > tree.branches or len(below) > tree.branches + tree.leaves:
+                    raise Damage(f"page {number}: the tree has more pages than it says")
+            level = below
+        if (branches, len(level)) != (tree.branches, tree.leaves):
+            raise Damage(f"a tree of {tree.branches} and {tree.leaves} pages has {branches} and {len(level)}")
+        if min(level) < 2 or max(level) > self.meta.last_page:
+            raise Damage("a leaf is none of the pages that there are")
+        step = -(-len(level) // leaves_max)
+        for number in level[::step]:
+            yield from self._leaf(self._page(number), number)
+
     def _read(self, number: int, pages: int = 1) -> bytes:
         if not 2 <= number <= self.meta.last_page or pages > self.meta.last_page + 1 - number:
             raise Damage(f"page {number} is none of the {self.meta.last_page + 1} that there are")

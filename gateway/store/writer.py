@@ -8,9 +8,9 @@ Calls block (a thread is their place); lookups may come from another thread mean
 
 from __future__ import annotations
 
-import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,9 @@ from gateway.core.placement import Placement
 from gateway.store import following, generations
 from gateway.store.changes import Batch, Change, SourceState, encode_source
 from gateway.store.claims import Contested
+from gateway.store.copying import Copy
 from gateway.store.following import Known
+from gateway.store.making import GROWTH_MAX, MAP_BYTES, make
 from gateway.store.record import (
     DIGEST_MODULUS,
     MapMeta,
@@ -34,12 +36,6 @@ from gateway.store.record import (
 )
 from gateway.store.tables import COMPLETE_KEY, COMPLETE_MARK, SOURCE_KEY, SUMMARY_KEY, Tables
 from gateway.store.wanted import Wanted
-
-MAP_BYTES: Final = 1 << 30
-"""Address space, not disk: the file is as long as what was written. Room for some two million tenants."""
-
-GROWTH_MAX: Final = 8
-"""How often one change may double the map: beyond that something else is wrong."""
 
 NAMED_MAX: Final = 10_000
 """A change of more ids and hosts than this is told as "everything": dropping a cache is cheaper than a list."""
@@ -56,6 +52,7 @@ class Writer:
         self._map_bytes = map_bytes
         self.ignored = 0
         """Changes that `apply` left out so far, because a newer record was there."""
+        self._copy: Copy | None = None
         self._write_lock = threading.Lock()  # one change at a time
         self._size_lock = threading.Lock()  # no lookup of this process while the map is resized
         try:
@@ -79,6 +76,7 @@ class Writer:
                 opened = self._open(now)
             except (OSError, lmdb.Error) as error:
                 raise StoreError(f"{self._directory}: the rebuilt map cannot be opened: {error}") from error
+            self._void_copy()
             with self._size_lock:
                 before, self._tables, self.generation = self._tables, opened, now
                 before.close()
@@ -87,7 +85,7 @@ class Writer:
     def _current(self) -> int:
         """The generation that counts, made if need be."""
         with generations.locked(self._directory):
-            return generations.current(self._directory) or new_generation(self._directory, self._map_bytes)
+            return generations.current(self._directory) or make(self._directory, self._map_bytes)
 
     def _open(self, generation: int) -> Tables:
         tables = Tables(generations.path_of(self._directory, generation), readonly=False, map_size=self._map_bytes)
@@ -128,8 +126,10 @@ class Writer:
             try:
                 return work()
             except lmdb.MapFullError:
+                self._forget_last_step()
                 self._grow()
             except lmdb.Error as error:
+                self._forget_last_step()
                 raise StoreError(f"the tenant map cannot be written and stays as it was: {error}") from error
         raise StoreError(f"the tenant map cannot be written: still full after growing {GROWTH_MAX} times")
 
@@ -146,7 +146,7 @@ class Writer:
             batch.add(changes)
             completes = complete and txn.get(COMPLETE_KEY, db=tables.info) != mark
             moves = txn.get(SOURCE_KEY, db=tables.info) != state
-            if batch.changed or completes or said is None:
+            if batch.steps or completes or said is None:
                 summary = Summary(batch.records, batch.digest % DIGEST_MODULUS, written_ms, boot_id())
                 txn.put(SUMMARY_KEY, encode_summary(SUMMARY_KEY, summary), db=tables.info)
             elif not (moves or batch.waiting_changed):
@@ -156,9 +156,27 @@ class Writer:
                 txn.put(SOURCE_KEY, state, db=tables.info)
             if completes:
                 txn.put(COMPLETE_KEY, mark, db=tables.info)
+            if self._copy is not None:
+                self._copy.note(to_txn, batch.steps)
         tables.pad()
         self.ignored += batch.ignored
-        return self._told(from_txn, to_txn, sorted(batch.changed), sorted(batch.index.touched))
+        return self._told(from_txn, to_txn, sorted({step.key for step in batch.steps}), sorted(batch.index.touched))
+
+    def _forget_last_step(self) -> None:
+        """What was noted for a copy has not been committed."""
+        if self._copy is not None:
+            self._copy.forget_after(self._tables.transaction())
+
+    @contextmanager
+    def copying(self) -> Iterator[Copy]:
+        """Note what changes while the map is copied slice by slice; one copy at a time. Raises StoreError."""
+        with self._write_lock:
+            copy = self._copy = Copy(self.meta())
+        try:
+            yield copy
+        finally:
+            with self._write_lock:
+                self._copy = None
 
     def _told(self, from_txn: int, to_txn: int, tenants: Sequence[bytes], hosts: Sequence[bytes]) -> MapChanged:
         if len(tenants) + len(hosts) > NAMED_MAX:
@@ -191,8 +209,14 @@ class Writer:
             txn.delete(SOURCE_KEY, db=tables.info)
             for table in tables.following():
                 txn.drop(table, delete=False)  # of another source: the next one that is followed compares whole
+            self._void_copy()
         tables.pad()
         return self._told(from_txn, to_txn, tenants, hosts)
+
+    def _void_copy(self) -> None:
+        """The map is another: what was copied so far is none of it."""
+        if self._copy is not None:
+            self._copy.void = True
 
     def _says(self, txn: lmdb.Transaction[bytes], wanted: Wanted) -> bool:
         """Whether summary and mark say already what they would say, but for the time, and no source was followed."""
@@ -287,45 +311,6 @@ class Writer:
     def close(self) -> None:
         with self._write_lock, self._size_lock:
             self._tables.close()
-
-
-def new_generation(directory: Path, map_bytes: int = MAP_BYTES, content: Wanted | None = None, at_ms: int = 0) -> int:
-    """Make a generation, with this content or empty, and let it count. Raises OSError or lmdb.Error.
-
-    The caller holds `generations.locked`. Until the last step nothing has changed; what fails leaves nothing behind.
-    """
-    generation = generations.make(directory)
-    path = generations.path_of(directory, generation)
-    try:
-        tables = Tables(path, readonly=False, map_size=map_bytes, create=True)
-        try:
-            if content is not None:
-                _fill(tables, content, at_ms)
-            tables.pad()
-        finally:
-            tables.close()
-        generations.point(directory, generation)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-    return generation
-
-
-def _fill(tables: Tables, content: Wanted, at_ms: int) -> None:
-    """Write a whole map into empty tables, the mark last."""
-    for _ in range(GROWTH_MAX):
-        try:
-            with tables.env.begin(write=True) as txn:
-                for database, rows in ((tables.tenants, content.tenants), (tables.hosts, content.hosts)):
-                    for key, value in rows.items():
-                        txn.put(key, value, db=database)
-                summary = Summary(len(content.tenants), content.digest, at_ms, boot_id())
-                txn.put(SUMMARY_KEY, encode_summary(SUMMARY_KEY, summary), db=tables.info)
-                txn.put(COMPLETE_KEY, seal(COMPLETE_KEY, COMPLETE_MARK), db=tables.info)
-            return
-        except lmdb.MapFullError:
-            tables.env.set_mapsize(tables.env.info()["map_size"] * 2)
-    raise lmdb.MapFullError(f"still full after growing {GROWTH_MAX} times")
 
 
 def _differences(txn: lmdb.Transaction[bytes], database: lmdb._Database, wanted: dict[bytes, bytes]) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -16,8 +17,9 @@ import pytest
 from gateway.core.placement import Placement
 from gateway.store import check, generations, record, snapshot
 from gateway.store.check import Code, inspect, mend
-from gateway.store.pages import Damage
+from gateway.store.pages import LEAF, Damage, Pages
 from gateway.store.reader import Reader
+from gateway.store.record import StoreError
 from gateway.store.writer import Writer
 
 PAGE = 4096
@@ -88,6 +90,15 @@ def delete_everything(data: Path) -> None:
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+def scribble_over_leaves(data: Path) -> None:
+    """Random bytes in every page of records; meta pages and branches stay."""
+    content = bytearray(data.read_bytes())
+    for at in range(2 * PAGE, len(content), PAGE):
+        if content[at + 10] & LEAF:
+            content[at + 100 : at + 2000] = random.Random(at).randbytes(1900)
+    data.write_bytes(content)
+
+
 def zero_a_leaf(data: Path) -> None:
     content = bytearray(data.read_bytes())
     for page in range(2, len(content) // PAGE):
@@ -108,6 +119,71 @@ def test_a_bad_map_is_rebuilt_from_the_snapshot_in_a_new_generation(
     assert mend(state, full=True).code is Code.SOUND
     with closing(Reader(state / "map")) as reader:
         assert reader.meta().written_ms == 4
+
+
+@pytest.fixture
+def small_walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the map were too large to be walked whole at a start."""
+    monkeypatch.setattr(check, "WHOLE_RECORDS_MAX", 100)
+    monkeypatch.setattr(check, "LEAVES_MAX", 4)
+
+
+@pytest.mark.usefixtures("small_walks")
+def test_a_start_takes_a_large_map_for_sound_by_its_outline(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_of(state)
+    home = b"\xa5t0404\xa4home\xa9us"
+    assert home in data.read_bytes()
+    data.write_bytes(data.read_bytes().replace(home, home[:-2] + b"US"))
+    assert mend(state, start=True).code is Code.SOUND, "it is in none of the leaves that were looked at"
+    with pytest.raises(Damage):
+        inspect(data, full=False)
+    assert mend(state, start=True, whole=True).code is Code.LATER
+    generations.point(state / "map", 1)
+    monkeypatch.setattr(record, "BOOT_ID_FILE", state / "another boot")
+    with pytest.raises(Damage):
+        inspect(data, full=False, outline=True)
+
+
+@pytest.mark.usefixtures("small_walks")
+@pytest.mark.parametrize(
+    "damage", [cut(0), cut(1), cut(2), cut(20), delete, delete_everything, zero_a_leaf, scribble_over_leaves]
+)
+def test_a_large_map_that_is_bad_at_a_start_is_left_to_control_to_make_anew(
+    state: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(data_of(state))
+    outcome = mend(state, start=True)
+    assert outcome.code is Code.LATER, outcome.text
+    assert generations.current(state / "map") == 0
+    assert mend(state, start=True).code is Code.LATER
+    with closing(Reader(state / "map")) as reader:
+        assert not reader.complete()
+    Writer(state / "map").close()  # control's: it makes an empty one
+    assert mend(state, full=True).code is Code.REBUILT
+    assert content(state) == EXPECTED
+
+
+@pytest.mark.usefixtures("small_walks")
+def test_scribbles_over_branches_are_found_at_a_start_or_harmless(state: Path) -> None:
+    data = data_of(state)
+    original = data.read_bytes()
+    with data.open("rb") as file:
+        root = Pages(file.fileno()).databases()[b"tenants"].root
+    found = 0
+    for at in range(0, 200, 7):
+        scribbled = bytearray(original)
+        scribbled[root * PAGE + at] ^= 0x55
+        data.write_bytes(scribbled)
+        try:
+            inspect(data, full=False, outline=True)
+        except Damage:
+            found += 1
+            continue
+        with closing(Reader(state / "map")) as reader:  # and no signal
+            for placement in EXPECTED:
+                with contextlib.suppress(StoreError):
+                    assert reader.placement(placement.tenant) in (placement, None)
+    assert found > 10
 
 
 def test_the_bad_one_is_kept_with_a_note_and_the_one_before_it_goes(state: Path) -> None:

@@ -21,10 +21,11 @@ from gateway.bus.messages import MapChanged
 from gateway.core.placement import Placement, Version
 from gateway.store import generations, tables
 from gateway.store import writer as writer_module
+from gateway.store.making import Content, make
 from gateway.store.reader import REOPEN_EVERY, Reader
-from gateway.store.record import CorruptRecord, MapMeta, StoreError, digest_of, encode_placement
+from gateway.store.record import CorruptRecord, MapMeta, StoreError, Summary, digest_of, encode_placement
 from gateway.store.wanted import Wanted
-from gateway.store.writer import Writer, new_generation
+from gateway.store.writer import Writer
 
 ACME = Placement(tenant="acme", home="us-east-1", hosts=("shop.acme.com", "acme.org"))
 GLOBEX = Placement(tenant="globex", home="eu-west-1", version=Version(7, 0, ""))
@@ -413,7 +414,10 @@ def test_any_sequence_of_maps_leaves_exactly_the_last(
 def rebuild(directory: Path, *placements: Placement, complete: bool = True) -> int:
     """What the check does: a new generation, with this content or empty, that counts from now on."""
     with generations.locked(directory):
-        return new_generation(directory, content=Wanted.of(placements) if complete else None, at_ms=7)
+        if not complete:
+            return make(directory)
+        wanted = Wanted.of(placements)
+        return make(directory, content=Content(wanted.tenants.items(), Summary(len(placements), wanted.digest, 7)))
 
 
 def test_reader_and_writer_follow_to_another_generation(directory: Path) -> None:
