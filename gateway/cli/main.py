@@ -13,6 +13,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from gateway import __version__
+from gateway.cli import map_app, tenants_app
+from gateway.cli.options import DEFAULT_CONFIG, Config, File, Json, Region
 from gateway.cli.output import Exit, fail, print_json, print_record, print_table
 
 app = typer.Typer(
@@ -23,33 +25,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-tenants_app = typer.Typer(help="The tenant map's records.", no_args_is_help=True)
-map_app = typer.Typer(help="The tenant map on this machine.", no_args_is_help=True)
 filters_app = typer.Typer(help="What every request passes through, in order.", no_args_is_help=True)
 demo_app = typer.Typer(help="Three regions on this machine, to try everything with.", invoke_without_command=True)
-app.add_typer(tenants_app, name="tenants")
-app.add_typer(map_app, name="map")
+app.add_typer(tenants_app.app, name="tenants")
+app.add_typer(map_app.app, name="map")
 app.add_typer(filters_app, name="filters")
 app.add_typer(demo_app, name="demo")
 
-Config = Annotated[
-    Path,
-    typer.Option("-c", "--config", envvar="LANDBRIDGE_CONFIG", metavar="FILE", help="The gateway's configuration."),
-]
-Region = Annotated[
-    str | None, typer.Option("--region", metavar="NAME", help="The region to be, instead of the configuration's.")
-]
-File = Annotated[
-    Path | None,
-    typer.Option("--file", "-f", metavar="FILE", help="Read this tenants file (by the rules of -c), not the store."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 BasePort = Annotated[int | None, typer.Option("--base-port", min=1024, max=65000, help="Moves all ports [8000].")]
 Directory = Annotated[
     Path | None, typer.Option("--dir", metavar="DIR", help="Where the demo keeps its files [.demo/BASE-PORT].")
 ]
-
-DEFAULT_CONFIG = Path("config/gateway.yaml")
 
 
 def _show_version(wanted: bool) -> None:
@@ -147,60 +133,6 @@ def explain(
     print_record([*summary(answer), ("map", source)])
 
 
-@tenants_app.command("list")
-def tenants_list(
-    config: Config = DEFAULT_CONFIG,
-    region: Region = None,
-    file: File = None,
-    home: Annotated[str | None, typer.Option("--home", metavar="REGION", help="Only those that live there.")] = None,
-    state: Annotated[str | None, typer.Option("--state", help="Only those in this state.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List the tenants: where each lives, and who stands by."""
-    from gateway.cli import tenants as command
-
-    command.list_tenants(config, region, file, home, state, as_json)
-
-
-@tenants_app.command("get")
-def tenants_get(
-    tenant: Annotated[str, typer.Argument(help="The tenant's id.")],
-    config: Config = DEFAULT_CONFIG,
-    region: Region = None,
-    file: File = None,
-    as_json: Json = False,
-) -> None:
-    """Show one tenant's record, whole."""
-    from gateway.cli import tenants as command
-
-    command.get_tenant(tenant, config, region, file, as_json)
-
-
-@map_app.command("status")
-def map_status(
-    config: Config = DEFAULT_CONFIG, region: Region = None, file: File = None, as_json: Json = False
-) -> None:
-    """Say what the store holds: complete or not, how many records, their digest. 1 when it is not complete."""
-    from gateway.cli import map as command
-
-    command.status(config, region, file, as_json)
-
-
-@map_app.command("confirm")
-def map_confirm(
-    config: Config = DEFAULT_CONFIG,
-    region: Region = None,
-    change: Annotated[
-        str | None, typer.Option("--change", metavar="NAME", help="Only if this is the change that waits.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Let the change that the loss guard holds up pass. 1 when none waits, 3 when another one does."""
-    from gateway.cli import map as command
-
-    command.confirm(config, region, change, as_json)
-
-
 @filters_app.command("list")
 def filters_list(config: Config = DEFAULT_CONFIG, region: Region = None, as_json: Json = False) -> None:
     """List the filters in the order of a request, those of your own among them, with their state in what runs."""
@@ -222,7 +154,9 @@ def demo(context: typer.Context, base_port: BasePort = None, directory: Director
 RegionArgument = Annotated[str, typer.Argument(metavar="REGION", help="us-east-1, eu-west-1 or ap-southeast-2.")]
 
 
-def _tell_demo(context: typer.Context, verb: str, region: str, base_port: int | None, directory: Path | None) -> None:
+def _tell_demo(
+    context: typer.Context, verb: str, region: str | None, base_port: int | None, directory: Path | None
+) -> None:
     from gateway.cli import demo as command
 
     outer_port, outer_directory = context.obj
@@ -244,6 +178,43 @@ def demo_start_app(
 ) -> None:
     """Start it again."""
     _tell_demo(context, "start-app", region, base_port, directory)
+
+
+@demo_app.command("cut")
+def demo_cut(
+    context: typer.Context, region: RegionArgument, base_port: BasePort = None, directory: Directory = None
+) -> None:
+    """Cut the replication between one region and the others in the running demo, to see lag grow."""
+    _tell_demo(context, "cut", region, base_port, directory)
+
+
+@demo_app.command("heal")
+def demo_heal(
+    context: typer.Context,
+    region: Annotated[
+        str | None, typer.Argument(metavar="REGION", help="One region only; without it all that are cut.")
+    ] = None,
+    base_port: BasePort = None,
+    directory: Directory = None,
+) -> None:
+    """Connect it again, to see lag shrink and what was written on both sides meet."""
+    _tell_demo(context, "heal", region, base_port, directory)
+
+
+@demo_app.command("stop-valkey")
+def demo_stop_valkey(
+    context: typer.Context, region: RegionArgument, base_port: BasePort = None, directory: Directory = None
+) -> None:
+    """Stop one region's Valkey server in the running demo (kill -9): requests go on without it."""
+    _tell_demo(context, "stop-valkey", region, base_port, directory)
+
+
+@demo_app.command("start-valkey")
+def demo_start_valkey(
+    context: typer.Context, region: RegionArgument, base_port: BasePort = None, directory: Directory = None
+) -> None:
+    """Start it again, with the data that it left."""
+    _tell_demo(context, "start-valkey", region, base_port, directory)
 
 
 def main() -> NoReturn:

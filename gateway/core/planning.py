@@ -145,12 +145,15 @@ def tombstone(current: Placement, author: Author) -> Change:
 
 def _creation(wanted: Placement, gone: Placement | None, author: Author) -> Change:
     """A tenant that is new, or was deleted: then its next epoch, in the region that had it."""
+    differences = [
+        Difference(key, None, value) for key in KEYS if (value := getattr(wanted, key)) != getattr(_DEFAULTS, key)
+    ]
+    if wanted.version.epoch > 1:
+        differences.append(Difference("epoch", None, wanted.version.epoch))
     return Change(
         tenant=wanted.tenant,
         kind=Kind.CREATED,
-        differences=tuple(
-            Difference(key, None, value) for key in KEYS if (value := getattr(wanted, key)) != getattr(_DEFAULTS, key)
-        ),
+        differences=tuple(differences),
         region=wanted.home if gone is None else gone.home,
         expected=None if gone is None else gone.version,
         epoch=max(1 if gone is None else gone.version.epoch + 1, wanted.version.epoch),

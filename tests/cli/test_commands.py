@@ -151,6 +151,11 @@ def test_tenants_get() -> None:
         "cluster": None,
         "labels": {"plan": "gold"},
         "version": None,
+        "partition": "serve",
+        "claims": {},
+        "by": "",
+        "why": "",
+        "takeover": False,
     }
     assert ["labels", "plan=gold"] in rows(call("tenants", "get", "acme").stdout)
     missing = call("tenants", "get", "nobody", code=1)

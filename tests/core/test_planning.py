@@ -46,7 +46,7 @@ def change(wanted: Placement, current: Placement | None, own: str = "c") -> Chan
     ("wanted", "current", "kind", "keys", "region", "epoch"),
     [
         (wish(home="b"), None, Kind.CREATED, ("home",), "b", 1),
-        (wish(home="b", version=Version(7, 0, "")), None, Kind.CREATED, ("home",), "b", 7),
+        (wish(home="b", version=Version(7, 0, "")), None, Kind.CREATED, ("home", "epoch"), "b", 7),
         (wish(labels={"x": "y"}), None, Kind.CREATED, ("home", "labels"), "a", 1),
         # everything that is not where it lives or whether: written here, epoch kept
         (wish(labels={"x": "y"}), record(), Kind.CHANGED, ("labels",), "c", 5),
