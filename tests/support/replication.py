@@ -10,7 +10,6 @@ import random
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -73,6 +72,13 @@ class Region:
                 assert not isinstance(result, Refused), result
                 done.append(result)
         return done
+
+    async def restart(self) -> None:
+        """Kill the server and start it again: with what was on its disk, if it is durable."""
+        self.server.kill()
+        self.server.start()
+        await self.map.close()
+        self.map = RegionMap(self.server.url, self.name)
 
     async def content(self) -> dict[str, bytes]:
         return {tenant: value async for rows in self.map.scan() for tenant, value in rows}
@@ -167,7 +173,8 @@ class Process:
         self.channel = ours
         with theirs, self.log_file.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-X", "dev", "-m", "gateway.control.replication.main"),
+                *(sys.executable, *(("-X", "dev") if self.region.world.dev else ())),
+                *("-m", "gateway.control.replication.main"),
                 *("--state-dir", str(self.state_dir), "--channel", str(theirs.fileno())),
                 pass_fds=(theirs.fileno(),),
                 stderr=log,
@@ -218,10 +225,11 @@ class Process:
 
 
 class World:
-    """Regions that know each other."""
+    """Regions that know each other. `dev`: processes run in Python's development mode, which is slow."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dev: bool = True) -> None:
         self.folder = folder
+        self.dev = dev
         self.regions: list[Region] = []
 
     async def converged(self) -> bool:
@@ -231,8 +239,8 @@ class World:
 
 
 @asynccontextmanager
-async def world(folder: Path, *names: str, durable: bool = False) -> AsyncIterator[World]:
-    made = World(folder)
+async def world(folder: Path, *names: str, durable: bool = False, dev: bool = True) -> AsyncIterator[World]:
+    made = World(folder, dev)
     try:
         for name in names or (US, EU):
             made.regions.append(Region(made, name, durable=durable))
@@ -240,7 +248,3 @@ async def world(folder: Path, *names: str, durable: bool = False) -> AsyncIterat
     finally:
         for region in made.regions:
             await region.close()
-
-
-def clock() -> float:
-    return time.monotonic()

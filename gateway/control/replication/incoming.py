@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gateway.core.placement import REGION_NAME, TENANT_ID
+from gateway.core.placement import REGION_NAME, TENANT_ID, State
 from gateway.core.replication import (
     LINEAGE_MAX,
     VALUE_BYTES_MAX,
@@ -153,9 +153,9 @@ def is_wanted(ours: bytes | None, theirs: bytes, tenant: str, wall_ms: int) -> b
     """
     if ours == theirs:
         return False
-    stamp = stamp_of(theirs)
     if ours is None:
-        return not (is_tombstone(theirs) and stamp.version.hlc < wall_ms - TOMBSTONE_MS)
+        return old_tombstone(theirs, wall_ms) is None
+    stamp = stamp_of(theirs)
     try:
         current = stamp_of(ours)
     except BadValue:
@@ -167,13 +167,18 @@ def is_wanted(ours: bytes | None, theirs: bytes, tenant: str, wall_ms: int) -> b
 
 
 def is_tombstone(value: bytes) -> bool:
-    """Whether this is a deleted tenant's record, as `encode_body` writes it."""
-    return _DELETED in value
+    """Whether this is a deleted tenant's record."""
+    if _DELETED not in value:  # nearly always; a label may say so too
+        return False
+    try:
+        return _body.decode(value[value.index(b"\n") + 1 :]).state is State.DELETED
+    except (msgspec.MsgspecError, ValueError):
+        return False
 
 
 def old_tombstone(value: bytes, wall_ms: int) -> Stamp | None:
     """The stamp of a tombstone that was kept long enough; None for anything else."""
-    if _DELETED not in value:
+    if not is_tombstone(value):
         return None
     try:
         stamp = stamp_of(value)

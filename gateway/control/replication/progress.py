@@ -100,6 +100,7 @@ class Lag:
         self._head = 0
         self._here = 0
         self._samples: deque[tuple[float, int]] = deque()
+        self._spacing_s = 0.0
 
     def moved(self, seq: int) -> None:
         """We are at `seq` of the log, or of another one: what was known of its head does not count any more."""
@@ -117,9 +118,14 @@ class Lag:
         if last <= self._here:
             self._fresh_at = max(self._fresh_at, asked_at)
             return
-        if len(self._samples) >= SAMPLES_MAX:
-            self._samples = deque(list(self._samples)[::2])
+        if not self._samples:
+            self._spacing_s = 0.0
+        elif asked_at - self._samples[-1][0] < self._spacing_s:
+            return
         self._samples.append((asked_at, last))
+        if len(self._samples) > SAMPLES_MAX:
+            self._samples = deque(list(self._samples)[::2])
+            self._spacing_s = 2 * (asked_at - self._samples[0][0]) / SAMPLES_MAX
 
     def applied(self, seq: int) -> None:
         """Everything up to `seq` is here."""
