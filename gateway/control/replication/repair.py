@@ -25,9 +25,10 @@ from gateway.core.replication import BadValue, Offset, stamp_of
 
 LOG = logging.getLogger("landbridge.replicator")
 
-LOOKS: Final = 4
+LOOKS: Final = 5
 LOOKS_APART_S: Final = 2.0
-"""A bucket that differs in the same at two looks in a row is no matter of what is on its way."""
+"""A bucket that differs in the same at three looks in a row is no matter of what is on its way. At two it may be: a
+record that was here first is replaced here first, and differs as much before as after it came there."""
 
 GET_MAX: Final = 500
 NAMED_MAX: Final = 5
@@ -57,6 +58,7 @@ class PeerRepair:
     async def look(self) -> int:
         """Compare the digests until they agree or differ for good, and repair; how many records were."""
         before: Mapping[str, int] = {}
+        twice: frozenset[str] = frozenset()
         for look in range(LOOKS):
             if look:
                 await asyncio.sleep(LOOKS_APART_S)
@@ -64,10 +66,13 @@ class PeerRepair:
             now = differences(await self._tenure.own.digests(), theirs)
             if not now:
                 return 0
-            buckets = lasting(before, now)
-            if buckets:
+            if not self._follower.caught_up():  # what its log still has for us explains it
+                before, twice = {}, frozenset()
+                continue
+            stays = lasting(before, now)
+            if buckets := stays & twice:
                 return await self._repair(buckets)
-            before = now
+            before, twice = now, stays
         return 0
 
     async def _repair(self, buckets: frozenset[str]) -> int:
