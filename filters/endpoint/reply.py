@@ -20,4 +20,6 @@ class ReplyFilter:
 
     def __call__(self, exchange: Exchange) -> Answer:
         decision = exchange.decision
-        raise GatewayError(decision.flag if decision is not None and decision.flag else "internal_error")
+        if decision is None or not decision.flag:
+            raise GatewayError("internal_error")
+        raise GatewayError(decision.flag, decision.detail)

@@ -57,7 +57,10 @@ class RegionFilter:
         return None
 
     def _decide(self, exchange: Exchange, placement: Placement | None) -> Decision:
-        """By the rules; remembered where they look at nothing of the request: served here, by a cluster of its own."""
+        """By the rules; remembered where they look at nothing of the request: served here, by a cluster of its own.
+
+        A region that is cut off remembers nothing: `partition: read_only` looks at the method.
+        """
         view, resolved = exchange.view, exchange.resolved
         assert resolved is not None
         complete = exchange.services.map_complete()
@@ -66,6 +69,7 @@ class RegionFilter:
             placement is not None
             and decision.kind is Kind.LOCAL
             and placement.home == view.region
+            and not view.isolated
             and (placement.cluster is not None or len(view.routes) == 1)
         ):
             if len(self._known) >= TENANTS_MAX:

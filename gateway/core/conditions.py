@@ -20,6 +20,7 @@ class Conditions(msgspec.Struct, tag=True, frozen=True):
 
     `addresses`: bare host name to the addresses it resolved to (last good answer).
     `down` and `draining`: cluster name to endpoint keys (`address:port`). `unable`: clusters that cannot serve.
+    `isolated`: no other region was heard of for longer than `tenant_map.partition_after`.
     """
 
     generation: int = 0
@@ -28,3 +29,4 @@ class Conditions(msgspec.Struct, tag=True, frozen=True):
     draining: dict[str, tuple[str, ...]] = {}
     unable: tuple[str, ...] = ()
     peers: dict[str, PeerCondition] = {}
+    isolated: bool = False

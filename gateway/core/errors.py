@@ -60,6 +60,7 @@ _ROWS: Final = (
     Flag("cluster_unavailable", 503, "destination_unavailable", Level.ERROR, True, "The application is unavailable", 1),
     Flag("region_unreachable", 503, "destination_ip_unroutable", Level.ERROR, True, "The region cannot be reached", 1),
     Flag("region_disagrees", 503, "destination_unavailable", Level.WARNING, True, "The regions disagree", 1),
+    Flag("partitioned", 503, "destination_unavailable", Level.WARNING, True, "The region is cut off from others", 1),
     Flag("map_unavailable", 503, "proxy_internal_error", Level.ERROR, True, "The tenant map is not loaded yet", 1),
     Flag("held_too_long", 503, "destination_unavailable", Level.WARNING, True, "The tenant is moving", 1),
     Flag("shed", 503, "connection_limit_reached", Level.WARNING, True, "The gateway is at its limit", 1),

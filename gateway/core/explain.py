@@ -81,7 +81,7 @@ def explain(
         resolved = resolve(request, view, host_owner, trace, complete)
         placement = placement_of(resolved.tenant)
         decision = decide(request, resolved, placement, view, complete, trace, scheme)
-        flag = decision.flag
+        flag, detail = decision.flag, decision.detail
     except GatewayError as error:
         flag, detail = error.flag.name, error.detail
         trace.add("refused", detail)

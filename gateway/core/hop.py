@@ -29,7 +29,7 @@ from gateway.core.hop_fields import (
     verify_answer,
 )
 from gateway.core.placement import NO_VERSION, Failover, Placement, Version, newer
-from gateway.core.routing import Decision, Kind, can_serve, cluster_of, covers, refuse_state
+from gateway.core.routing import Decision, Kind, can_serve, cluster_of, covers, refuse_cut_off, refuse_state
 from gateway.core.tenancy import RequestFacts
 from gateway.core.view import View
 
@@ -134,7 +134,8 @@ def judge(hop: Hop, placement: Placement | None, view: View, request: RequestFac
 
 
 def decide_hop(hop: Hop, placement: Placement | None, view: View, request: RequestFacts) -> HopDecision:
-    """`judge`, then what follows: rule 2 by our record unless the hop's is newer, and whether our cluster serves."""
+    """`judge`, then what follows: by our record, unless the hop's is newer, rule 2 and what its `partition` says of a
+    region that is cut off; and whether our cluster serves."""
     match judge(hop, placement, view, request):
         case Verdict() as verdict:
             refused = Decision(Kind.REJECT, "misdirected", verdict.home, flag="misdirected")
@@ -143,7 +144,10 @@ def decide_hop(hop: Hop, placement: Placement | None, view: View, request: Reque
             return HopDecision(Decision(Kind.REJECT, "disagreement", flag="loop"), detail=loop.detail)
         case Serve() as serve:
             version = serve.version or NO_VERSION
-            refusal = refuse_state(placement) if placement is not None and serve.ours_newest else None
+            refusal = None
+            if placement is not None and serve.ours_newest:
+                # a hop proves only that its sender is there; what control concluded holds for the whole gateway
+                refusal = refuse_state(placement) or refuse_cut_off(placement, request, view)
             if refusal is not None:
                 return HopDecision(refusal, None, serve.count, version, serve.home)
             cluster = cluster_of(placement, request, view)

@@ -1,4 +1,5 @@
-"""Where does this request go? `decide` is region routing whole: rules 1 to 5 of DESIGN 5.3, in that order.
+"""Where does this request go? `decide` is region routing whole: rules 1 to 5 of DESIGN 5.3, in that order; between 2
+and 3, in a region that is cut off from all others, what the tenant's `partition` says.
 
 A pure function of the request, its tenant's record and the View. It never looks at a clock, never picks an endpoint,
 and never takes a byte of a Location from the request but the target: a client that chooses its Host chooses no
@@ -13,7 +14,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
-from gateway.core.placement import Failover, Misroute, Placement, State
+from gateway.core.placement import Failover, Misroute, Partition, Placement, State
 from gateway.core.tenancy import UNTRACED, RequestFacts, Resolved, Source, Trace
 from gateway.core.view import Ability, View, region_cluster
 
@@ -59,7 +60,8 @@ ENDPOINTS: Final = {
 class Decision:
     """`region` serves, or would; `cluster` is where to forward (`region:NAME` for another region's gateways).
 
-    `reason` is a word for the log. `flag` is set for `reject`; `location` for `external_redirect`.
+    `reason` is a word for the log. `flag` is set for `reject`, `detail` where its title says too little; `location` for
+    `external_redirect`.
     """
 
     kind: Kind
@@ -68,6 +70,7 @@ class Decision:
     cluster: str = ""
     flag: str = ""
     location: bytes = b""
+    detail: str = ""
 
 
 def decide(
@@ -84,7 +87,13 @@ def decide(
     `scheme` is the client's (`http`, `https`) where a trusted proxy said so. None: not known, and then a Location
     that is our own URL but for the scheme is no redirect either, since it would come back here for ever.
     """
-    if placement is not None and placement.home == view.region and placement.state is State.ACTIVE and trace is None:
+    if (
+        placement is not None
+        and placement.home == view.region
+        and placement.state is State.ACTIVE
+        and not view.isolated
+        and trace is None
+    ):
         name = placement.cluster or view.route(request.target)
         cluster = view.clusters.get(name)
         if cluster is not None and cluster.can_serve:
@@ -103,6 +112,10 @@ def decide(
         steps.add("rule 1: known, version", placement.version)
     refused = refuse_state(placement)
     steps.add("rule 2: state", placement.state)
+    if refused is None and view.isolated:
+        refused = refuse_cut_off(placement, request, view)
+        outcome = "serves this request" if refused is None else "refuses this request"
+        steps.add("cut off from every other region: partition {}", outcome, placement.partition)
     if refused is not None:
         return refused
     if placement.home == view.region:
@@ -128,13 +141,30 @@ def refuse_state(placement: Placement) -> Decision | None:
             return _reject("held_too_long", "held", placement.home)
 
 
+def refuse_cut_off(placement: Placement, request: RequestFacts, view: View) -> Decision | None:
+    """What the tenant's `partition` refuses while this region hears from no other: another may have taken it over."""
+    policy = placement.partition
+    if not view.isolated or policy is Partition.SERVE or (policy is Partition.READ_ONLY and _reads(request)):
+        return None
+    only = "only reads are served" if policy is Partition.READ_ONLY else "no request is served"
+    detail = (
+        f"region {view.region} has heard from no other region for longer than tenant_map.partition_after, and "
+        f"meanwhile, by this tenant's policy (partition: {policy.value}), {only}"
+    )
+    return Decision(Kind.REJECT, "partition", placement.home, flag="partitioned", detail=detail)
+
+
+def _reads(request: RequestFacts) -> bool:
+    return request.method in _READS and not _upgrades(request)
+
+
 def covers(failover: Failover, request: RequestFacts) -> bool:
     """Whether a standby may serve this request while home cannot."""
     match failover:
         case Failover.ALL:
             return True
         case Failover.READS:
-            return request.method in _READS and not _upgrades(request)
+            return _reads(request)
         case Failover.MANUAL:
             return False
 

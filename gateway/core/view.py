@@ -214,7 +214,8 @@ class View:
     """One snapshot. Build it with `settings.view.build_view`; tests may build one by keyword.
 
     `abilities` maps (region, cluster name) to what is known; `unreachable` are the regions that nobody answers in.
-    A region that is in neither has never been probed and counts as able (DESIGN 5.4).
+    A region that is in neither has never been probed and counts as able (DESIGN 5.4). `isolated`: no other region was
+    heard of for so long that placements' `partition` holds.
     """
 
     region: str
@@ -236,6 +237,7 @@ class View:
     abilities: Mapping[tuple[str, str], Ability] = field(default_factory=dict)
     probed: frozenset[str] = frozenset()
     unreachable: frozenset[str] = frozenset()
+    isolated: bool = False
     filter_options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     access_log_path: str | None = None
     access_log_sample: float = 1.0

@@ -65,6 +65,7 @@ def build_view(settings: Settings, conditions: Conditions, generation: int) -> V
         },
         probed=frozenset(region for region, peer in peers.items() if peer.probed),
         unreachable=frozenset(region for region, peer in peers.items() if peer.probed and not peer.reachable),
+        isolated=conditions.isolated,
         filter_options=settings.filter_options,
         access_log_path=settings.access_log.path,
         access_log_sample=settings.access_log.sample,

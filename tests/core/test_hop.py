@@ -35,7 +35,7 @@ from gateway.core.hop import (
 )
 from gateway.core.http1.fields import FieldTable
 from gateway.core.http1.head import parse_request
-from gateway.core.placement import NO_VERSION, Failover, Placement, State, Version
+from gateway.core.placement import NO_VERSION, Failover, Partition, Placement, State, Version
 from gateway.core.routing import Decision, Kind, decide
 from gateway.core.tenancy import Resolved, Source
 from gateway.core.view import Limits, View
@@ -456,6 +456,24 @@ class TestJudge:
             decided = decide_hop(hop(MIS, HERE, epoch), ours, world(HERE), GET)
             assert (decided.decision.kind, decided.decision.flag, decided.verdict) == (Kind.REJECT, flag, None)
         assert decide_hop(hop(MIS, HERE, 8), ours, world(HERE), GET).decision.kind is Kind.LOCAL
+
+    @pytest.mark.parametrize(("policy", "post", "get"), [("serve", "", ""), ("read_only", "partitioned", ""),
+                                                         ("refuse", "partitioned", "partitioned")])  # fmt: skip
+    def test_a_region_that_is_cut_off_by_our_records_policy_unless_the_hops_is_newer(
+        self, policy: str, post: str, get: str
+    ) -> None:
+        ours = record(HERE, partition=Partition(policy))
+        cut_off = world(HERE, isolated=True)
+        for request, flag in ((Facts(method=b"POST"), post), (GET, get)):
+            for epoch in (None, 6, 7):
+                decided = decide_hop(hop(MIS, HERE, epoch), ours, cut_off, request)
+                assert (decided.decision.flag, decided.verdict, decided.detail) == (flag, None, "")
+                assert bool(decided.decision.detail) is bool(flag)
+            assert decide_hop(hop(MIS, HERE, 8), ours, cut_off, request).decision.kind is Kind.LOCAL
+            assert decide_hop(hop(MIS, HERE, 7), ours, world(HERE), request).decision.kind is Kind.LOCAL
+        assert decide_hop(
+            hop(MIS, HERE, 6), record(THERE, partition=Partition(policy)), cut_off, GET
+        ).decision.flag == ("misdirected"), "what is not served here is no matter of our policy"
 
     @pytest.mark.parametrize(
         ("asked", "ours", "expected"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.core.errors import FLAGS
 from gateway.core.http1.fields import FieldTable
 from gateway.core.http1.head import parse_request
-from gateway.core.placement import Failover, Misroute, Placement, State
+from gateway.core.placement import Failover, Misroute, Partition, Placement, State
 from gateway.core.routing import Decision, Kind, accepts_html, covers, decide
 from gateway.core.tenancy import Resolved, Source, Step, Trace
 from gateway.core.view import Ability, Cluster, Limits, Region, Route, View, region_cluster
@@ -102,6 +102,73 @@ def test_covers(request_: Facts, reads: bool) -> None:
     assert covers(Failover.READS, request_) is reads
     assert covers(Failover.ALL, request_)
     assert not covers(Failover.MANUAL, request_)
+
+
+SERVE, READ_ONLY, REFUSE = Partition.SERVE, Partition.READ_ONLY, Partition.REFUSE
+
+
+@pytest.mark.parametrize(
+    ("policy", "request_", "is_refused"),
+    [
+        (SERVE, GET, False),
+        (SERVE, POST, False),
+        (SERVE, SOCKET, False),
+        (READ_ONLY, GET, False),
+        (READ_ONLY, HEAD, False),
+        (READ_ONLY, OPTIONS, False),
+        (READ_ONLY, browser(), False),
+        (READ_ONLY, POST, True),
+        (READ_ONLY, Facts(method=b"DELETE"), True),
+        (READ_ONLY, Facts(method=b"get"), True),
+        (READ_ONLY, SOCKET, True),
+        (READ_ONLY, OTHER_UPGRADE, True),
+        (REFUSE, GET, True),
+        (REFUSE, HEAD, True),
+        (REFUSE, OPTIONS, True),
+        (REFUSE, POST, True),
+    ],
+)
+@pytest.mark.parametrize("home", [HERE, THERE])
+@pytest.mark.parametrize("app", [True, False])
+def test_a_region_that_is_cut_off_does_what_the_tenants_policy_says(
+    policy: Partition, request_: Facts, is_refused: bool, home: str, app: bool
+) -> None:
+    """Between rules 2 and 3, and in nothing else: who is not refused goes on as ever."""
+    placement = record(home, partition=policy, standby=(THERE, THIRD), failover=Failover.ALL)
+    cut_off = knowing(app=app, unable=(THERE,), isolated=True)
+    decision = go(placement, cut_off, request_)
+    assert go(placement, cut_off, request_, trace=Trace()) == decision
+    otherwise = go(placement, knowing(app=app, unable=(THERE,)), request_)
+    assert otherwise.flag != "partitioned"
+    if not is_refused:
+        assert decision == otherwise
+        return
+    assert (decision.kind, decision.flag, decision.reason, decision.region) == (
+        Kind.REJECT,
+        "partitioned",
+        "partition",
+        home,
+    )
+    assert decision.detail == (
+        "region us-east-1 has heard from no other region for longer than tenant_map.partition_after, and meanwhile, by "
+        f"this tenant's policy (partition: {policy}), "
+        + ("no request is served" if policy is REFUSE else "only reads are served")
+    )
+
+
+def test_a_region_that_is_cut_off_says_what_a_tenant_is_before_its_policy() -> None:
+    suspended = record(state=State.SUSPENDED, partition=REFUSE)
+    assert go(suspended, world(isolated=True)) == refused("tenant_suspended", "suspended", HERE)
+    assert go(None, world(isolated=True)) == refused("tenant_unknown", "unknown")
+    assert go(None, world(isolated=True, unknown=HERE)) == LOCAL, "who has no record has no policy"
+
+
+@pytest.mark.parametrize(("policy", "outcome"), [(SERVE, "serves"), (READ_ONLY, "refuses")])
+def test_the_policy_of_a_region_that_is_cut_off_is_a_step_of_the_trace(policy: Partition, outcome: str) -> None:
+    trace = Trace()
+    go(record(partition=policy), world(isolated=True), POST, trace=trace)
+    assert Step(f"cut off from every other region: partition {policy}", f"{outcome} this request") in trace.steps
+    assert [step.rule for step in trace.steps][:2] == ["rule 1: known, version", "rule 2: state"]
 
 
 DOWN = refused("cluster_unavailable", "home", HERE)

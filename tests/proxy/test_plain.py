@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from gateway.core.placement import Partition, Placement
 from tests.support.client import Client, once
 from tests.support.dataplane import DataPlane, cluster, data_plane, view
 from tests.support.origin import Origin, raw
@@ -178,3 +180,28 @@ async def test_other_upgrades_are_dropped(plane: DataPlane, origin: Origin):
     reply = await once(plane.port, GET.replace(b"X-Case: Kept", b"Connection: upgrade\r\nUpgrade: h2c"))
     assert reply.status == 200
     assert origin.requests[0].value("upgrade") is None
+
+
+POST = b"POST / HTTP/1.1\r\nHost: acme.test\r\nContent-Length: 1\r\n\r\nx"
+
+
+async def test_a_region_that_is_cut_off_tells_the_client_so_and_looks_at_every_request(origin: Origin, tmp_path: Path):
+    """`read_only` lets a GET pass and then, on the same connection and for the same tenant, no POST."""
+    careful = Placement(tenant="acme", home="us-east-1", partition=Partition.READ_ONLY)
+    async with data_plane(tmp_path, view(cluster("app", origin.port), isolated=True), [careful]) as plane:
+        client = await Client.connect(plane.port)
+        assert (await client.ask(GET)).status == 200
+        refused = await client.ask(POST)
+        assert (refused.status, refused.value("retry-after")) == (503, "1")
+        assert refused.value("proxy-status") == "us-east-1.landbridge; error=destination_unavailable"
+        problem = json.loads(refused.body)
+        assert problem["flag"] == "partitioned"
+        assert problem["detail"].startswith("region us-east-1 has heard from no other region for longer than")
+        assert problem["detail"].endswith("(partition: read_only), only reads are served")
+        plane.swap(isolated=False)
+        assert (await client.ask(POST)).status == 200
+        assert (await client.ask(POST)).status == 200
+        plane.swap(isolated=True)
+        assert (await client.ask(POST)).status == 503
+        await client.close()
+    assert [exchange.reason for exchange in plane.log.exchanges] == ["home", "partition", "home", "home", "partition"]

@@ -138,6 +138,11 @@ def test_what_is_known_of_other_regions(settings: Settings) -> None:
     assert view.ability("new", "app") is Ability.ABLE, "never yet probed counts as able"
 
 
+def test_a_region_that_is_cut_off_knows_it(settings: Settings) -> None:
+    assert not view_of(settings).isolated
+    assert view_of(settings, isolated=True).isolated
+
+
 def test_settings_made_by_hand_have_gateways_with_their_defaults() -> None:
     settings = Settings(
         region="a",
