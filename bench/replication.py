@@ -163,7 +163,7 @@ async def single(w: World, count: int) -> dict[str, Any]:
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        async with world(Path(folder), *REGIONS, durable=options.durable, dev=False) as w:
+        async with world(Path(folder), *REGIONS, durable=options.durable) as w:
             for region in w.regions:
                 await region.start()
                 await region.write(f"first-{region.name}")

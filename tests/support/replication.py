@@ -168,6 +168,13 @@ class Process:
         return self.process.pid
 
     async def start(self) -> None:
+        """Start it and wait until it serves."""
+        await self.launch()
+        assert await self.said() == {"state": "serving"}
+
+    async def launch(self) -> None:
+        if self.channel is not None:
+            self.channel.close()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self.channel = ours
@@ -180,7 +187,6 @@ class Process:
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
-        assert await self.said() == {"state": "serving"}
 
     async def said(self) -> Any:
         """What it says next."""
@@ -227,7 +233,7 @@ class Process:
 class World:
     """Regions that know each other. `dev`: processes run in Python's development mode, which is slow."""
 
-    def __init__(self, folder: Path, dev: bool = True) -> None:
+    def __init__(self, folder: Path, dev: bool = False) -> None:
         self.folder = folder
         self.dev = dev
         self.regions: list[Region] = []
@@ -239,7 +245,7 @@ class World:
 
 
 @asynccontextmanager
-async def world(folder: Path, *names: str, durable: bool = False, dev: bool = True) -> AsyncIterator[World]:
+async def world(folder: Path, *names: str, durable: bool = False, dev: bool = False) -> AsyncIterator[World]:
     made = World(folder, dev)
     try:
         for name in names or (US, EU):
