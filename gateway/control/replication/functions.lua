@@ -338,11 +338,12 @@ function operations.follow()
     own_the_log()
     fetch(7, 2)
     local outcomes, losers, duplicates = {}, {}, 0
-    local seq = first
+    local seq, is_told = first, true
     for i = 7, #ARGV, 2 do
         if seq <= at then
             duplicates = duplicates + 1
         else
+            is_told = false
             if ARGV[i + 1] ~= '' then
                 local origin = peer .. ' ' .. its_log .. ' ' .. string.format('%d', seq)
                 local outcome, was = take(ARGV[i], ARGV[i + 1], origin)
@@ -350,6 +351,7 @@ function operations.follow()
                 if outcome == 'W' or outcome == 'L' then
                     losers[#losers + 1] = was
                 end
+                is_told = outcome == 'A' or outcome == 'W'
             end
             at = seq
         end
@@ -358,9 +360,7 @@ function operations.follow()
     local offset = its_log .. ' ' .. string.format('%d', at)
     redis.call('HSET', OFFSETS, peer, offset)
     -- Without it a gateway would never hear that the last entries, none of which won, are in.
-    if #outcomes > 0 and outcomes[#outcomes] ~= 'A' and outcomes[#outcomes] ~= 'W' then
-        append_feed('', '', peer .. ' ' .. offset)
-    elseif #outcomes == 0 and duplicates < (#ARGV - 6) / 2 then
+    if not is_told then
         append_feed('', '', peer .. ' ' .. offset)
     end
     return finish({'OK', table.concat(outcomes), tostring(duplicates), unpack(losers)})
@@ -388,13 +388,17 @@ function operations.merge()
     return finish({'OK', table.concat(outcomes), '0', unpack(losers)})
 end
 
--- resynced: peer, lease, its log_id, seq, 1 when its map is complete.
+-- resynced: peer, lease, its log_id, seq, 1 when its map is complete, what our own log was called before or empty.
 function operations.resynced()
-    local peer, lease, its_log, seq = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+    local peer, lease, its_log, seq, own_log = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[8] or ''
     if not may_write(lease) then
         return {'LEASE'}
     end
     own_the_log()
+    -- Another process took over here, or somebody emptied it, since the maps were compared: what came in may be lost.
+    if own_log ~= '' and own_log ~= log_id then
+        return finish({'OK', '0'})
+    end
     local offset_log, offset_seq = string.match(redis.call('HGET', OFFSETS, peer) or '', '^(%S+) (%d+)$')
     local is_forward = offset_log ~= its_log or tonumber(offset_seq) < tonumber(seq)
     if is_forward then
@@ -461,7 +465,8 @@ end
 -- acquire: token, life in ms.
 function operations.acquire()
     local holder = redis.call('GET', LEASE)
-    if holder and holder ~= ARGV[3] then
+    -- One that has longer to live than any was given is of a clock that went back: its holder may be long gone.
+    if holder and holder ~= ARGV[3] and redis.call('PTTL', LEASE) <= tonumber(ARGV[4]) then
         return {'OK', '0', holder}
     end
     redis.call('SET', LEASE, ARGV[3], 'PX', ARGV[4])

@@ -310,9 +310,14 @@ class RegionMap:
             arguments += entry
         return _merged(await self._call("merge", *arguments))
 
-    async def resynced(self, peer: str, offset: Offset, lease: str, complete: bool) -> bool:
-        """All of the peer's map up to `offset` is here; whether the offset moved. Raises LeaseLost."""
-        reply = await self._call("resynced", peer, lease, offset.log_id, str(offset.seq), "1" if complete else "0")
+    async def resynced(self, peer: str, offset: Offset, lease: str, complete: bool, own_log: str = "") -> bool:
+        """All of the peer's map up to `offset` is here; whether the offset moved. Raises LeaseLost.
+
+        `own_log`: what our own log was called when the comparison began. If it is called otherwise by now, our Redis is
+        another process or was emptied, and may lack what came in before: nothing is done then.
+        """
+        said = ("1" if complete else "0", own_log)
+        reply = await self._call("resynced", peer, lease, offset.log_id, str(offset.seq), *said)
         return bool(reply[1] == b"1")
 
     async def mark_complete(self) -> None:

@@ -266,6 +266,37 @@ async def test_an_entry_without_a_value_counts_only_and_is_told_the_gateways(us:
     assert (await us.read_feed(0, 100, 0))[-1].origin == (EU, Offset("log1", 1))
 
 
+async def test_what_comes_last_and_does_not_win_is_told_the_gateways(us: RegionMap) -> None:
+    await following(us)
+    entries = log_of(1)
+    assert await us.follow(EU, "log1", 1, [*entries, ("bad", b"")], LEASE) == Merged([Outcome.APPLIED], [], 0)
+    assert (await us.read_feed(0, 100, 0))[-1].origin == (EU, Offset("log1", 2))
+    await us.follow(EU, "log1", 3, [("t9", log_of(9)[-1][1]), entries[0]], LEASE)
+    assert (await us.read_feed(0, 100, 0))[-1].origin == (EU, Offset("log1", 4))
+    before = len(await us.read_feed(0, 100, 0))
+    await us.follow(EU, "log1", 3, [("t9", log_of(9)[-1][1]), entries[0]], LEASE)
+    assert len(await us.read_feed(0, 100, 0)) == before, "what was there before is no news"
+
+
+async def test_a_lease_of_a_clock_that_went_back_is_nobodys(us: RegionMap) -> None:
+    assert await us.acquire("another", 3_600_000)
+    assert not await us.acquire(LEASE, 3_600_000)
+    assert await us.acquire(LEASE, 3_000), "no lease of three seconds has an hour to live"
+    assert not await us.acquire("another", 3_000)
+
+
+async def test_a_comparison_counts_for_the_process_that_it_was_made_with_only(us: RegionMap, server: Valkey) -> None:
+    """Otherwise the offset would say of records that fell with the process before that they are here."""
+    await following(us)
+    own_log = await us.begin()
+    assert await us.resynced(EU, Offset("log1", 3), LEASE, complete=False, own_log=own_log)
+    server.cli("FLUSHALL")
+    assert await us.acquire(LEASE, 60_000)
+    assert not await us.resynced(EU, Offset("log1", 7), LEASE, complete=True, own_log=own_log)
+    assert (await us.offsets(), (await us.head()).complete) == ({}, False)
+    assert await us.resynced(EU, Offset("log1", 7), LEASE, complete=True, own_log=await us.begin())
+
+
 async def test_a_holder_that_lost_the_lease_does_no_harm(us: RegionMap, server: Valkey) -> None:
     await following(us)
     await us.release(LEASE)
