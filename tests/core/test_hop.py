@@ -471,9 +471,9 @@ class TestJudge:
                 assert bool(decided.decision.detail) is bool(flag)
             assert decide_hop(hop(MIS, HERE, 8), ours, cut_off, request).decision.kind is Kind.LOCAL
             assert decide_hop(hop(MIS, HERE, 7), ours, world(HERE), request).decision.kind is Kind.LOCAL
-        assert decide_hop(
-            hop(MIS, HERE, 6), record(THERE, partition=Partition(policy)), cut_off, GET
-        ).decision.flag == ("misdirected"), "what is not served here is no matter of our policy"
+        elsewhere = record(THERE, partition=Partition(policy))
+        decided = decide_hop(hop(MIS, HERE, 6), elsewhere, cut_off, GET)
+        assert decided.decision.flag == "misdirected", "what is not served here is no matter of our policy"
 
     @pytest.mark.parametrize(
         ("asked", "ours", "expected"),

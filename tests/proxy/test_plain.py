@@ -193,7 +193,9 @@ async def test_a_region_that_is_cut_off_tells_the_client_so_and_looks_at_every_r
         assert (await client.ask(GET)).status == 200
         refused = await client.ask(POST)
         assert (refused.status, refused.value("retry-after")) == (503, "1")
-        assert refused.value("proxy-status") == "us-east-1.landbridge; error=destination_unavailable"
+        assert refused.value("proxy-status") == (
+            'us-east-1.landbridge; error=destination_unavailable; details="partitioned"'
+        )
         problem = json.loads(refused.body)
         assert problem["flag"] == "partitioned"
         assert problem["detail"].startswith("region us-east-1 has heard from no other region for longer than")
