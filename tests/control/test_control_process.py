@@ -278,15 +278,18 @@ async def test_without_a_supervisor_it_drains_and_ends(control: ControlProcess) 
 
 async def test_status_shows_the_processes(control: ControlProcess) -> None:
     workers = [{"slot": 0, "pid": 11, "state": "serving"}, {"slot": 1, "pid": 12, "state": "starting"}]
-    control.tell(cmd="processes", supervisor=7, control=8, workers=workers, restarts={"worker": 4, "control": 1})
+    restarts = {"worker": 4, "control": 1, "replicator": 2}
+    control.tell(cmd="processes", supervisor=7, control=8, replicator=9, workers=workers, restarts=restarts)
     async with asyncio.timeout(15):
         while (shown := await control.get("/api/v1/status"))["pids"]["supervisor"] != 7:
             pass
-    assert shown["pids"] == {"supervisor": 7, "control": 8, "workers": workers}
+    assert shown["pids"] == {"supervisor": 7, "control": 8, "replicator": 9, "workers": workers}
     assert shown["region"] == "us-east-1"
     assert shown["fleet"] == "landbridge"
     assert shown["version"]
+    assert shown["restarts"] == restarts
     assert await control.metric("landbridge_worker_restarts_total") == 4
+    assert await control.metric("landbridge_replicator_restarts_total") == 2
 
 
 async def test_tenants_are_paged_and_filtered(control: ControlProcess) -> None:

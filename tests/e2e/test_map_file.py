@@ -7,57 +7,22 @@ and nothing is ever started in a loop.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import random
-import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from gateway.store import generations
-from gateway.supervisor import child_environ, python_module
+from tests.support import damage as damages
 from tests.support.client import Client, once
-from tests.support.fleet import US, Fleet, Gateway, flag_of, fleet, request, until
+from tests.support.damage import Damage, cut_in_half, deleted, emptied, scribbled, scribbled_from_the_start
+from tests.support.fleet import US, Fleet, Gateway, flag_of, fleet, landbridge, request, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TENANTS = 2_000
 MAP = "tenants:\n" + "".join(f"  t{n}: {{home: us-east-1, hosts: [t{n}.shop.test]}}\n" for n in range(TENANTS))
-PAGE = 4096
-
-Damage = Callable[[Path], None]
-
-
-def cut_in_half(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2 // PAGE * PAGE)
-
-
-def emptied(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-def deleted(path: Path) -> None:
-    path.unlink()
-
-
-def scribbled(path: Path) -> None:
-    """Random bytes in every fifth page, the first two (LMDB's meta pages) left as they are: the worst to find."""
-    rng = random.Random(7)
-    with path.open("rb+") as file:
-        for page in range(2, max(3, path.stat().st_size // PAGE), 5):
-            file.seek(page * PAGE + 100 if path.stat().st_size > 3 * PAGE else path.stat().st_size // 2)
-            file.write(rng.randbytes(2000))
-
-
-def scribbled_from_the_start(path: Path) -> None:
-    with path.open("rb+") as file:
-        file.write(random.Random(8).randbytes(3 * PAGE))
-
-
 COMMON = [cut_in_half, scribbled, deleted]
 DAMAGES = [*COMMON, emptied, scribbled_from_the_start]
 
@@ -67,12 +32,11 @@ def state_of(gateway: Gateway) -> Path:
 
 
 def map_file(gateway: Gateway) -> Path:
-    directory = state_of(gateway) / "map"
-    return generations.path_of(directory, generations.current(directory)) / generations.DATA_FILE
+    return damages.map_file(state_of(gateway))
 
 
 def snapshot_file(gateway: Gateway) -> Path:
-    return state_of(gateway) / "map.snapshot"
+    return damages.snapshot_file(state_of(gateway))
 
 
 async def whole(gateway: Gateway) -> None:
@@ -219,7 +183,7 @@ async def test_a_map_damaged_before_a_start_is_rebuilt_from_the_snapshot(
     status = await gateway.api("status")
     assert status["map"]["records"] == TENANTS
     assert status["map"]["stale"]
-    assert status["restarts"] == {"worker": 0, "control": 0}
+    assert status["restarts"] == {"worker": 0, "control": 0, "replicator": 0}
 
 
 @pytest.mark.parametrize("damage", COMMON)
@@ -242,22 +206,13 @@ async def test_with_the_snapshot_bad_too_it_refuses_until_the_tenants_file_is_th
     reply = await once(gateway.http, request(f"{next(fresh)}.demo.test"))
     assert (reply.status, flag_of(reply)) == (503, "map_unavailable")
     assert (await once(gateway.admin, request("localhost", "/readyz"))).status == 503
-    assert (await gateway.api("status"))["restarts"] == {"worker": 0, "control": 0}
+    assert (await gateway.api("status"))["restarts"] == {"worker": 0, "control": 0, "replicator": 0}
     shared.tenants.write_text(MAP)
     await all_served(gateway, fresh)
     await whole(gateway)
 
 
 # --- the loss guard
-
-
-def landbridge(gateway: Gateway, *arguments: str, code: int = 0) -> dict[str, object]:
-    environ = child_environ({k: v for k, v in os.environ.items() if not k.startswith("LANDBRIDGE")})
-    command = [*python_module("gateway"), *arguments, "-c", "gateway.yaml", "--json"]
-    done = subprocess.run(command, cwd=gateway.folder, env=environ, capture_output=True, text=True, timeout=30)
-    assert done.returncode == code, done.stderr
-    found: dict[str, object] = json.loads(done.stdout or "{}")
-    return found
 
 
 async def test_an_emptied_file_removes_nothing_until_an_operator_confirms(gateway: Gateway, shared: Fleet) -> None:
