@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable
 from typing import Final
@@ -71,6 +72,7 @@ class Follower:
         self._resyncing = False
         self._looked_at = 0.0
         self._next = Next.WAIT
+        self._resynced_at = -math.inf
         self._count = READ_FIRST
         self._shown = Condition.RETRYING
 
@@ -173,20 +175,26 @@ class Follower:
         self._resyncing = True
         self.lag.unknown()
         self._say()
+        if self._tenure.now() - self._resynced_at < LOOK_S:
+            await asyncio.sleep(
+                LOOK_S
+            )  # it was of no use: the log has no new name yet, or somebody writes there by hand
+        self._resynced_at = self._tenure.now()
         self._tenure.counters.count(RESYNCS, peer=self.peer.region)
+        own_log = self._tenure.log_id
         compared = await compare(self._tenure, self.peer)
         self.conflicts += compared.conflicts
         offset = Offset(head.log_id, head.log.last)
-        await self._tenure.own.resynced(self.peer.region, offset, self._tenure.token, head.complete)
-        self._tenure.complete = self._tenure.complete or head.complete
+        # Emptied or rolled back meanwhile, it is not the whole map that its head spoke of.
+        is_complete = head.complete and (await self.peer.head()).log_id == head.log_id
+        if await self._tenure.own.resynced(self.peer.region, offset, self._tenure.token, is_complete, own_log):
+            self._tenure.complete = self._tenure.complete or is_complete
         await self._begin()
         LOG.info(
             "%s: compared whole (%s): %d of %d records sent, %d taken, %d conflicts; followed from %s on",
             *(self.peer.region, self.reason, compared.sent, compared.looked, compared.applied, compared.conflicts),
             self.offset,
         )
-        if self._next is Next.RESYNC:
-            await asyncio.sleep(LOOK_S)  # its log was rolled back, and has no new name yet
         self._resyncing = False
         self.resynced.set()
 

@@ -152,19 +152,23 @@ def condition_of(failing_since: float | None, resyncing: bool, now: float) -> Co
     return Condition.RESYNCING if resyncing else Condition.FOLLOWING
 
 
-ZERO_DIGEST: Final = "0" * 16
-
-
 def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, int]:
     """The buckets in which two maps differ, and in what: the exclusive or of all sums that one of the two lacks.
 
     A bucket that is not there is one without records.
     """
     found = {
-        bucket: int(ours.get(bucket, ZERO_DIGEST), 16) ^ int(theirs.get(bucket, ZERO_DIGEST), 16)
+        bucket: _digest(ours.get(bucket, "0")) ^ _digest(theirs.get(bucket, "0"))
         for bucket in ours.keys() | theirs.keys()
     }
     return {bucket: difference for bucket, difference in found.items() if difference}
+
+
+def _digest(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        return 1 << 64  # somebody's hand: it is no digest, and equal to none
 
 
 def lasting(before: Mapping[str, int], now: Mapping[str, int]) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """Silent divergence found and repaired: between our map and each peer's, and inside our own.
 
 Following the logs keeps maps equal. This is for what no log tells: a Redis that was rolled back, a value that a hand or
-a defect changed. It looks each minute, and at once after a resync or when our own log has a new name.
+a defect changed. It looks at the start, each minute, and after each resync.
 """
 
 from __future__ import annotations
@@ -89,28 +89,21 @@ class PeerRepair:
 
 
 class OwnRepair:
-    """Our map against itself. `wake()` when there is a reason to look at once."""
+    """Our map against itself."""
 
     def __init__(self, tenure: Tenure, followers: Sequence[Follower]) -> None:
         self._tenure = tenure
         self._followers = followers
-        self._woken = asyncio.Event()
-
-    def wake(self) -> None:
-        self._woken.set()
 
     async def run(self) -> None:
         """Look through our map from time to time, until cancelled. Raises LeaseLost."""
         while True:
             pause_s = EVERY_S
-            self._woken.clear()
             try:
                 pause_s = (await self.look()).pause_s()
             except MapUnavailable:
                 self._tenure.counters.count(RETRIES)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._woken.wait()
+            await asyncio.sleep(pause_s)
 
     async def look(self) -> Count:
         """One run: replace what is damaged, set the digests right, forget old tombstones."""

@@ -53,17 +53,18 @@ class Replicator:
         self._ask_at_once = asyncio.Event()
         self._stopped = asyncio.Event()
         self._complaint = ""
+        self._begin_anew = False
 
     async def run(self) -> None:
         """Stand by and work, in turns, until `stop`."""
         try:
             while not self._stopped.is_set():
+                self._ask_at_once.clear()
                 await self._ask_for_lease()
+                if self._is_at_work() and (self._begin_anew or not self.lease.holds(self._now())):
+                    await self._stand_back()
                 if self.lease.holds(self._now()) and not self._is_at_work():
                     await self._take_over()
-                if not self.lease.holds(self._now()) and self._is_at_work():
-                    await self._stand_back()
-                self._ask_at_once.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self.lease.pause_s(self._now(), self._rng)):
                         await self._ask_at_once.wait()
@@ -102,9 +103,9 @@ class Replicator:
             LOG.error("our own Redis: %s; tried again for ever", why)
         self._complaint = why
 
-    def _lost(self) -> None:
-        """A write was not taken for want of the lease."""
-        self.lease.lost()
+    def _over(self) -> None:
+        """What our Redis is, or whose, is not what this work began with: it ends, and begins anew if it is ours."""
+        self._begin_anew = True
         self._ask_at_once.set()
 
     # --- work
@@ -123,25 +124,27 @@ class Replicator:
             self._complain(str(error))
             return
         tenure.heard(head, asked_at)
-        self.counters.count(TAKEOVERS)
+        if not self._begin_anew:
+            self.counters.count(TAKEOVERS)
+        self._begin_anew = False
         LOG.info("the lease is ours: following %s", ", ".join(peer.region for peer in self.peers) or "nobody")
         self.followers = []
         for peer in self.peers:
             known = before.get(peer.region)
             since_s = max(0, head.clock_ms - known.at_ms) / 1000 if known else 0.0
             self.followers.append(Follower(tenure, peer, self._rng, self._changed.set, known, since_s))
-        own_repair = OwnRepair(tenure, self.followers)
         for follower in self.followers:
             self._keep(follower.run, f"follow {follower.peer.region}")
             self._keep(PeerRepair(tenure, follower).run, f"compare with {follower.peer.region}")
             self._keep(RegistryCopies(tenure, follower.peer).run, f"copy the registry of {follower.peer.region}")
-        self._keep(own_repair.run, "look through our map")
-        self._keep(lambda: self._publish(tenure, own_repair), "publish")
+        self._keep(OwnRepair(tenure, self.followers).run, "look through our map")
+        self._keep(lambda: self._publish(tenure), "publish")
         self._keep(self._forget, "forget gateways that are gone")
 
     async def _stand_back(self) -> None:
-        if self._is_at_work():
-            LOG.info("ending" if self._stopped.is_set() else "the lease is not ours any more: standing by")
+        if self._is_at_work() and not self.lease.holds(self._now()):
+            LOG.info("the lease is not ours any more: standing by")
+            self._begin_anew = False
         await self._tasks.close()
 
     def _keep(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
@@ -149,21 +152,21 @@ class Replicator:
             try:
                 await work()
             except LeaseLost:
-                self._lost()
+                self.lease.lost()
+                self._over()
 
         self._tasks.keep(fenced, name)
 
-    async def _publish(self, tenure: Tenure, own_repair: OwnRepair) -> None:
+    async def _publish(self, tenure: Tenure) -> None:
         """Say each half second, and when a peer's condition changes, how we stand; hear how our own map is."""
         while True:
             try:
                 asked_at = self._now()
                 log_id, head = await self.own.begin(), await self.own.head()
                 if log_id != tenure.log_id:
-                    LOG.warning("our own Redis is another process than before, or was emptied: everything is compared")
-                    own_repair.wake()
-                    for follower in self.followers:
-                        follower.resynced.set()
+                    LOG.warning("our own Redis is another process than before, or was emptied: all is compared anew")
+                    self._over()
+                    return
                 tenure.heard(head, asked_at)
                 await self.own.put_replication({f.peer.region: f.state() for f in self.followers})
             except MapUnavailable:

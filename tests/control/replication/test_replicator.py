@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 
 import pytest
 
 from gateway.control.replication import keys
 from gateway.control.replication.counters import APPLIED, BAD_VALUES, CONFLICTS, FAR_AHEAD, RESYNCS, RETRIES, TAKEOVERS
+from gateway.control.replication.follower import LOOK_S
 from gateway.control.replication.region_map import Written
 from gateway.core.placement import State, Version
 from gateway.core.replication import FAR_AHEAD_MS, Offset, decode_value
@@ -203,14 +205,14 @@ async def test_our_own_server_may_hang_or_die_and_nothing_is_skipped(tmp_path: P
         eu.server.kill()
         await us.write(*(f"b{n}" for n in range(50)))
         retries = eu.count(RETRIES)
-        await until(lambda: _grows(eu, retries))
+        await until(lambda: _counted(eu, RETRIES, retries + 1))
         await eu.restart()
         await until(lambda: eu.is_even_with(us), 10.0)
         assert await w.converged()
 
 
-async def _grows(region: Region, retries: int) -> bool:
-    return region.count(RETRIES) > retries
+async def _counted(region: Region, name: str, times: int) -> bool:
+    return region.count(name, **({"peer": US} if name == RESYNCS else {})) >= times
 
 
 async def test_a_peer_that_was_restarted_or_emptied_is_compared_whole_and_nothing_is_removed(tmp_path: Path) -> None:
@@ -231,11 +233,13 @@ async def test_a_peer_that_was_restarted_or_emptied_is_compared_whole_and_nothin
         assert len(await us.content()) == 21
 
 
-async def test_our_own_server_emptied_is_filled_again_from_a_peer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("complete", [True, False])
+async def test_our_own_server_emptied_is_filled_again_from_a_peer(tmp_path: Path, complete: bool) -> None:
     async with world(tmp_path, US, EU) as w:
         us, eu = w.regions
         await us.write(*(f"t{n}" for n in range(20)))
-        await us.map.mark_complete()
+        if complete:
+            await us.map.mark_complete()
         eu.replicate()
         us.replicate()
         await until(lambda: eu.is_even_with(us))
@@ -245,10 +249,10 @@ async def test_our_own_server_emptied_is_filled_again_from_a_peer(tmp_path: Path
         await until(w.converged)
         assert len(await eu.content()) == 21
 
-        async def is_complete() -> bool:
-            return (await eu.map.head()).complete
+        async def is_as_complete() -> bool:
+            return (await eu.map.head()).complete is complete
 
-        await until(is_complete)
+        await until(is_as_complete)
 
 
 async def test_a_log_that_was_trimmed_beyond_us_is_compared_whole(tmp_path: Path) -> None:
@@ -349,3 +353,17 @@ async def test_a_lease_that_is_gone_is_taken_again(tmp_path: Path) -> None:
         await until(lambda: eu.is_even_with(us), 5.0)
         assert await w.converged()
         assert eu.count(TAKEOVERS) == 2
+
+
+async def test_a_log_that_somebody_wrote_to_by_hand_costs_a_comparison_now_and_then(tmp_path: Path) -> None:
+    async with world(tmp_path, US, EU) as w:
+        us, eu = w.regions
+        await us.write("acme")
+        eu.replicate()
+        await until(lambda: eu.is_even_with(us))
+        us.server.cli("XADD", keys.LOG, "100-0", "i", "acme", "v", "x")  # the function does not know of it
+        began = time.monotonic()
+        await until(lambda: _counted(eu, RESYNCS, 4))
+        assert time.monotonic() - began > LOOK_S * 2, "the fourth is two pauses after the second"
+        us.server.cli("XDEL", keys.LOG, "100-0")
+        assert await w.converged()

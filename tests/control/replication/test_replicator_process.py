@@ -155,9 +155,7 @@ async def test_it_starts_without_its_server_and_works_once_that_is_there(tmp_pat
 async def test_it_says_why_it_cannot_start(tmp_path: Path) -> None:
     async with world(tmp_path, US, EU) as w:
         eu = w.regions[1]
-        process = await eu.start()
-        process.tell(cmd="stop")
-        assert await process.ended() == 0
+        process = Process(eu, 0)
         for content, expected in ((b"", "config.last-good"), (None, "No such file")):
             last_good = process.state_dir / "config.last-good"
             last_good.unlink() if content is None else last_good.write_bytes(content)
@@ -166,6 +164,7 @@ async def test_it_says_why_it_cannot_start(tmp_path: Path) -> None:
             assert await process.ended() == 1
             assert "the replicator cannot start" in process.log()
             assert expected in process.log()
+        process.hang_up()
 
 
 def test_a_takeover_may_take_the_lease_and_a_look() -> None:
