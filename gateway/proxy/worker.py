@@ -36,7 +36,7 @@ from gateway.proxy.meters import Meters
 from gateway.proxy.pool import ClusterPool
 from gateway.proxy.upstream import Phase, Upstream
 from gateway.store.reader import Reader
-from gateway.store.record import StoreError
+from gateway.store.record import MapMeta, StoreError
 from gateway.telemetry.access_log import AccessLog
 
 _log = logging.getLogger("landbridge.worker")
@@ -47,8 +47,11 @@ MAP_CHECK_S: Final = 1.0
 """How long the map may move without a word from control before the whole cache is dropped (DESIGN 2)."""
 TRACEBACK_EVERY_S: Final = 1.0
 """How often one filter's traceback is logged: at full load each request of a second says the same."""
-PLACEMENTS_MAX: Final = 50_000
-HOSTS_MAX: Final = 50_000
+PLACEMENTS_MAX: Final = 16_000
+"""A decoded record takes a good kilobyte: so many are some 20 MB of a worker, whatever the map's size. What is not in
+the cache costs a look-up of 4 us more."""
+HOSTS_MAX: Final = 32_000
+"""A fifth of that each."""
 DIGEST_TTL_S: Final = 0.5
 
 
@@ -350,7 +353,11 @@ class Worker:
     def peer_answer(self) -> bytes:
         """What this gateway says of itself to another region's control (DESIGN 5.4), from the View and the store."""
         view = self.view
-        meta = self._reader.meta()
+        try:
+            meta = self._reader.meta()
+        except StoreError as error:
+            self._report_map(str(error))
+            meta = MapMeta()  # it is being rebuilt: until then we know nobody
         age_s = max(0.0, (self.wall_ms() - meta.written_ms) / 1000) if meta.written_ms else None
         clusters = {
             name: Ability.ABLE if cluster.can_serve else Ability.UNABLE
