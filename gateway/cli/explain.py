@@ -15,6 +15,7 @@ import msgspec
 from gateway.cli.admin_client import ask
 from gateway.cli.output import fail
 from gateway.core.explain import Explanation, explain
+from gateway.core.placement import Partition
 from gateway.core.routing import Kind
 from gateway.core.tenancy import Step
 
@@ -60,8 +61,13 @@ def summary(answer: Explanation) -> list[tuple[str, object]]:
         pairs.append(("tenant", f"{answer.tenant} (by {answer.named_by})"))
     if answer.home:
         standby = ", ".join(answer.standby) or "none"
-        pairs.append(("record", f"{answer.state}, home {answer.home}, standby {standby}, failover {answer.failover}"))
+        record = f"{answer.state}, home {answer.home}, standby {standby}, failover {answer.failover}"
+        policy = f", partition {answer.partition}" if answer.partition != Partition.SERVE else ""
+        pairs.append(("record", record + policy))
         pairs.append(("version", answer.version or "none"))
+    if answer.written_in:
+        pairs.append(("written", f"in {answer.written_in} at {answer.written}"))
+        pairs.append(("arrived", f"in {answer.entry} at {answer.arrived}" if answer.arrived else "not known when"))
     pairs += [("decision", answer.decision), ("outcome", outcome(answer))]
     return pairs
 

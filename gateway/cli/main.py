@@ -124,6 +124,7 @@ def explain(
                 method=method,
                 path=path,
                 headers=header or [],
+                arrived=found.arrived,
             )
         source = found.source
     if as_json:

@@ -8,23 +8,21 @@ regions, its host templates), so `-c` names a valid configuration in both cases.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 import msgspec
-import typer
 
 from gateway.cli.output import Exit, fail, print_json, print_record, print_table
+from gateway.cli.wanted import fail_invalid, wanted_of
 from gateway.core.conditions import Conditions
 from gateway.core.placement import NO_VERSION, Placement, State
 from gateway.core.view import View
 from gateway.settings.loader import load, read_sources
 from gateway.settings.problems import Invalid
-from gateway.settings.schema import Settings
-from gateway.settings.tenants import load_tenants
+from gateway.settings.schema import MapSource, Settings
 from gateway.settings.view import build_view
 from gateway.store.reader import Reader
 from gateway.store.record import StoreError
@@ -41,25 +39,13 @@ def settings_of(config: Path, region: str | None) -> Settings:
     try:
         return load(read_sources(config, environ), environ)
     except Invalid as error:
-        _fail_invalid(error)
+        fail_invalid(error)
 
 
 def placements_of(file: Path, settings: Settings) -> list[Placement]:
     """The records of a tenants file in order of their ids, or every problem in it and exit 2."""
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        fail(f"{file}: {error.strerror}", Exit.BAD_INPUT)
-    try:
-        return sorted(load_tenants(str(file), text, settings), key=lambda placement: placement.tenant)
-    except Invalid as error:
-        _fail_invalid(error)
-
-
-def _fail_invalid(error: Invalid) -> NoReturn:
-    for problem in error.problems:
-        print(problem, file=sys.stderr)
-    raise typer.Exit(int(Exit.BAD_INPUT))
+    with wanted_of(str(file), None, settings) as wanted:
+        return sorted(wanted.read(), key=lambda placement: placement.tenant)
 
 
 @contextmanager
@@ -89,23 +75,33 @@ def records(settings: Settings, file: Path | None) -> Iterator[Placement]:
 
 
 class Lookup(NamedTuple):
-    """What `explain` decides by: this region's View (everything up and able), and a map with where it came from."""
+    """What `explain` decides by: this region's View (everything up and able), and a map with where it came from.
+
+    `arrived` is None where the map is no gateway's, but a file.
+    """
 
     view: View
     host_owner: Callable[[str], str | None]
     placement: Callable[[str], Placement | None]
     source: str
+    arrived: Callable[[str], int | None] | None = None
 
 
 @contextmanager
 def lookup_of(settings: Settings, file: Path | None) -> Iterator[Lookup]:
-    """The map of `file`; without one, the store where it is complete, else the tenants file of the configuration."""
+    """The map of `file`; without one, the store where it is complete, else the tenants file of the configuration.
+
+    A map from Redis has no such file: exit 1 then.
+    """
     view = build_view(settings, Conditions(), 0)
     if file is None:
         with store_of(settings) as reader:
             if reader.complete():
-                yield Lookup(view, reader.host, reader.placement, str(Path(settings.state_dir) / "map"))
+                place = str(Path(settings.state_dir) / "map")
+                yield Lookup(view, reader.host, reader.placement, place, reader.arrived)
                 return
+        if settings.tenant_map.source is not MapSource.YAML:
+            fail(f"the map in {settings.state_dir} is not complete: has a gateway run there? (or name a --file)")
         file = Path(settings.tenant_map.file)
     placements = {placement.tenant: placement for placement in placements_of(file, settings)}
     hosts = {host: placement.tenant for placement in placements.values() for host in placement.hosts}

@@ -368,6 +368,7 @@ async def explanation(request: web.Request) -> web.Response:
         method=query.get("method", "GET"),
         path=query.get("path", "/"),
         headers=headers,
+        arrived=facts.writer.arrived,
     )
     return answer(shown.explanation(answered))
 

@@ -8,6 +8,8 @@ stale. The request's head is built from words and read by the parser that reads 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import msgspec
 
@@ -21,13 +23,15 @@ from gateway.core.tenancy import HostOwner, Resolved, Step, Trace, resolve
 from gateway.core.view import HeaderResolver, View
 
 REDIRECT_STATUS = 307
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """What would happen to a request that enters `entry`. None and "" stand for what was not reached.
 
     `decision`, `reason`, `region` and `cluster` as in the access log; `status` where the gateway answers itself,
-    None where the application does.
+    None where the application does. Of a replicated record `written_in` is the region where its version was written,
+    `written` when that was by its hybrid clock, `arrived` when it came here, where that is known.
     """
 
     entry: str
@@ -41,7 +45,11 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     standby: tuple[str, ...] = ()
     failover: str = ""
     state: str = ""
+    partition: str = ""
     version: str = ""
+    written_in: str = ""
+    written: str = ""
+    arrived: str = ""
     decision: str = Kind.REJECT
     reason: str = ""
     region: str = ""
@@ -63,10 +71,12 @@ def explain(
     path: str = "/",
     headers: Sequence[str] = (),
     scheme: str | None = None,
+    arrived: Callable[[str], int | None] | None = None,
 ) -> Explanation:
     """Decide a client's request to the gateway whose View this is. A refusal is an Explanation too, never an error.
 
-    `headers` are lines, `Name: value`. `path` is the request target, with its query.
+    `headers` are lines, `Name: value`. `path` is the request target, with its query. `arrived` tells the Unix ms at
+    which a tenant's record came here.
     """
     trace = Trace()
     resolved: Resolved | None = None
@@ -92,6 +102,8 @@ def explain(
         status = REDIRECT_STATUS
     if placement is None and resolved is not None and complete and view.unknown is not None:
         placement = unknown_placement(resolved.tenant, view.unknown)
+    version = NO_VERSION if placement is None else placement.version
+    came = arrived(placement.tenant) if arrived is not None and placement is not None and version.region else None
     return Explanation(
         entry=view.region,
         method=method,
@@ -104,7 +116,11 @@ def explain(
         standby=() if placement is None else placement.standby,
         failover="" if placement is None else placement.failover,
         state="" if placement is None else placement.state,
-        version="" if placement is None or placement.version == NO_VERSION else str(placement.version),
+        partition="" if placement is None else placement.partition,
+        version="" if version == NO_VERSION else str(version),
+        written_in=version.region,
+        written=_moment(version.hlc) if version.hlc else "",
+        arrived="" if came is None else _moment(came),
         decision=decision.kind,
         reason=decision.reason,
         region=decision.region,
@@ -114,6 +130,15 @@ def explain(
         flag=flag,
         detail=detail,
     )
+
+
+def _moment(ms: int) -> str:
+    """Unix milliseconds as ISO 8601, in UTC; the number itself where no calendar has that day."""
+    try:
+        moment = _EPOCH + timedelta(milliseconds=ms)
+    except OverflowError:
+        return f"{ms} ms"
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def build_request(view: View, host: str, method: str, path: str, headers: Sequence[str]) -> Request:

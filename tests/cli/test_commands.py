@@ -16,6 +16,7 @@ from gateway import __version__
 from gateway.cli.main import app
 from gateway.cli.output import cell
 from gateway.core.placement import Failover, Placement, State, Version
+from gateway.store.changes import Change, SourceState
 from gateway.store.writer import Writer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,6 +208,27 @@ def test_explain_of_a_refusal_is_an_answer() -> None:
     printed = call("explain", "--host", "nobody.example.com").stdout
     assert "tenant_unknown" in printed
     assert "rule tried" in printed
+
+
+def test_explain_of_a_replicated_map_says_where_and_when_and_never_reads_a_file(folder: Path) -> None:
+    redis = "tenant_map: {source: redis, redis: {url: 'redis://127.0.0.1:1', peers: {there: 'redis://127.0.0.1:1'}}}"
+    text = (folder / "gateway.yaml").read_text()
+    (folder / "gateway.yaml").write_text(text.replace("tenant_map: {file: tenants.yaml}", redis))
+    (folder / "state" / "map").mkdir(parents=True)
+    result = call("explain", "--host", "acme.example.com", code=1)
+    assert "is not complete: has a gateway run there? (or name a --file)" in result.stderr
+    writer = Writer(folder / "state" / "map")
+    moved = Placement(tenant="acme", home="there", version=Version(8, 1_790_000_000_123, "there"))
+    writer.apply([Change("acme", moved)], SourceState("log", 1), 1_790_000_000_456, complete=True)
+    writer.close()
+    explained = answer("explain", "--host", "acme.example.com")
+    assert explained["version"] == "8.1790000000123.there"
+    assert (explained["written_in"], explained["written"]) == ("there", "2026-09-21T14:13:20.123Z")
+    assert explained["arrived"] == "2026-09-21T14:13:20.456Z"
+    printed = call("explain", "--host", "acme.example.com").stdout
+    assert ["written", "in", "there", "at", "2026-09-21T14:13:20.123Z"] in rows(printed)
+    assert ["arrived", "in", "here", "at", "2026-09-21T14:13:20.456Z"] in rows(printed)
+    assert "arrived" not in call("explain", "--host", "acme.example.com", "--file", "tenants.yaml").stdout
 
 
 def test_output_in_a_pipe_is_never_wrapped(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.cli.explain import as_json, outcome, summary
 from gateway.core.explain import Explanation, explain
-from gateway.core.placement import NO_VERSION, Failover
+from gateway.core.placement import NO_VERSION, Failover, Partition, Version
 from gateway.core.tenancy import Step
 from gateway.core.view import HeaderResolver, HostResolver, PathResolver, View
 from tests.support.facts import HERE, THERE, knowing, record, template, world
@@ -70,6 +70,38 @@ def test_a_refusal_is_explained_too(question: dict[str, Any], flag: str, last: s
     assert answer.status is not None
     assert answer.detail
     assert outcome(answer) == f"refused with {answer.status} {flag}: {answer.detail}"
+
+
+WRITTEN_MS, CAME_MS = 1_790_000_000_123, 1_790_000_000_456
+REPLICATED = record(THERE, tenant="moved", partition=Partition.REFUSE)
+REPLICATED = msgspec.structs.replace(REPLICATED, version=Version(8, WRITTEN_MS, THERE))
+FUTURE = msgspec.structs.replace(REPLICATED, tenant="future", version=Version(8, 2**53 - 1, THERE))
+MAP |= {"moved": REPLICATED, "future": FUTURE}
+
+
+def test_a_replicated_record_says_where_and_when_it_was_written_and_when_it_came() -> None:
+    answer = why("moved.example.com", arrived={"moved": CAME_MS}.get)
+    assert (answer.version, answer.written_in) == (f"8.{WRITTEN_MS}.eu-west-1", THERE)
+    assert (answer.written, answer.arrived) == ("2026-09-21T14:13:20.123Z", "2026-09-21T14:13:20.456Z")
+    said = dict(summary(answer))
+    assert said["written"] == "in eu-west-1 at 2026-09-21T14:13:20.123Z"
+    assert said["arrived"] == "in us-east-1 at 2026-09-21T14:13:20.456Z"
+    assert str(said["record"]).endswith(", partition refuse")
+
+
+def test_a_record_of_a_file_was_written_nowhere_and_one_that_came_unseen_says_so() -> None:
+    assert {"written", "arrived"}.isdisjoint(dict(summary(why("acme.example.com", arrived={"acme": CAME_MS}.get))))
+    assert why("acme.example.com", arrived={"acme": CAME_MS}.get).arrived == ""
+    for arrived in (None, dict[str, int]().get):
+        assert dict(summary(why("moved.example.com", arrived=arrived)))["arrived"] == "not known when"
+    assert why("future.example.com").written == "9007199254740991 ms"
+
+
+def test_a_region_that_is_cut_off_says_why_it_refuses() -> None:
+    answer = why("moved.example.com", world(resolvers=RESOLVERS, isolated=True))
+    assert (answer.status, answer.flag, answer.decision, answer.reason) == (503, "partitioned", "reject", "partition")
+    assert answer.steps[-1] == Step("cut off from every other region: partition refuse", "refuses this request")
+    assert outcome(answer).startswith("refused with 503 partitioned: region us-east-1 has heard from no other region")
 
 
 def test_unknown_tenants_may_have_a_home() -> None:
