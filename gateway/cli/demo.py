@@ -25,7 +25,17 @@ from pathlib import Path
 from typing import Final
 
 from gateway.cli.demo_console import say, tail, tell_lag
-from gateway.cli.demo_files import BASE_PORT, DRAIN_LIMIT_S, REGIONS, Layout, append, gateway_yaml, inside, tenants_yaml
+from gateway.cli.demo_files import (
+    BASE_PORT,
+    DRAIN_LIMIT_S,
+    PAIRS,
+    REGIONS,
+    Layout,
+    append,
+    gateway_yaml,
+    inside,
+    tenants_yaml,
+)
 from gateway.cli.demo_maps import Maps
 from gateway.cli.demo_text import to_try
 from gateway.cli.embedded_valkey import find_server
@@ -165,24 +175,28 @@ class _Demo:
         try:
             server = await asyncio.start_unix_server(self._answer, _socket_path(folder))
             async with server, asyncio.TaskGroup() as tasks:
+                running = tasks.create_task(self._run(tasks))
                 try:
-                    await self._start(tasks)
-                    if not self.stopping.is_set():
-                        self._greet()
-                        shown = [tasks.create_task(tail(self.place))]
-                        if self.maps is not None:
-                            shown.append(tasks.create_task(tell_lag(self.maps)))
-                        await self.stopping.wait()
-                        for task in shown:
-                            task.cancel()
+                    await self.stopping.wait()
                 finally:
                     self.stopping.set()
+                    running.cancel()  # it may still be starting
+                    await asyncio.wait((running,))
                     await self._stop()
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_socket_path(folder))
             os.close(folder)
         return self.code
+
+    async def _run(self, tasks: asyncio.TaskGroup) -> None:
+        """Start everything, say so, and show what happens until cancelled."""
+        await self._start(tasks)
+        if self.stopping.is_set():
+            return
+        self._greet()
+        shown = [tail(self.place)] if self.maps is None else [tail(self.place), tell_lag(self.maps)]
+        await asyncio.gather(*shown)
 
     # --- processes
 
@@ -211,7 +225,11 @@ class _Demo:
 
     async def _start_maps(self, maps: Maps) -> bool:
         """The links, and all servers at once; whether they answer."""
-        await maps.listen()
+        try:
+            await maps.listen()
+        except OSError as error:
+            self._failed(f"the links between the regions: {error.strerror}")
+            return False
         answers = await asyncio.gather(*map(maps.start, REGIONS))
         dead = [region for region, answer in zip(REGIONS, answers, strict=True) if not answer]
         if dead:
@@ -222,8 +240,13 @@ class _Demo:
         """Bring the demo's tenants into the replicated map, as an operator does who comes from a file."""
         log = self.place.directory / "import.log"
         command = ("tenants", "import", "-f", str(self.place.tenants), "-c", str(self.place.config(REGIONS[0])))
-        code = await (await self._program(log, *command)).wait()
-        if code and not self.stopping.is_set():
+        process = await self._program(log, *command)
+        try:
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        if code:
             self._failed(f"`landbridge tenants import` ended with {code}", log)
         return code == 0
 
@@ -381,6 +404,9 @@ class _Demo:
         for region in REGIONS:
             ports = " ".join(f"{what} {place.port(what, region)}" for what in place.kinds)
             print(f"  {region:15} {ports}")
+        if place.replicated:
+            links = f"{place.link(*PAIRS[0])}-{place.link(*PAIRS[-1])}"
+            print(f"  {'links':15} {links}: from each region to the others' Valkey servers")
         own = place.directory != layout(place.base_port, None).directory
         print(f"\nIn another terminal, from this directory:\n\n{to_try(place, own)}")
         print("Ctrl-C stops everything. What the gateways decide:\n", flush=True)

@@ -102,7 +102,7 @@ Move acme to eu-west-1: edit the file, see what that means, make it so, and wait
   {call} tenants apply -f {tenants} -c {here} --yes --wait
   {SHOW.format("acme")} http://127.0.0.1:{us}/x
   {call} tenants history acme -c {here}
-Cut the replication of eu-west-1. Requests go on; this console and `map status` tell how the lag grows:
+Cut the replication of eu-west-1. Requests go on; after some seconds this console and `map status` tell the lag:
   {call} demo cut eu-west-1{options}
   {SHOW.format("acme")} http://127.0.0.1:{us}/x
   {call} map status -c {here}
