@@ -335,6 +335,16 @@ access_log: {{path: access.log}}
         return [(g.region, seen) for g in self.gateways.values() for seen in g.asked()]
 
 
+def landbridge(gateway: Gateway, *arguments: str, code: int = 0) -> dict[str, Any]:
+    """What a command says with --json, run where the gateway's configuration is. Blocks."""
+    environ = child_environ({k: v for k, v in os.environ.items() if not k.startswith("LANDBRIDGE")})
+    command = [*python_module("gateway"), *arguments, "-c", "gateway.yaml", "--json"]
+    done = subprocess.run(command, cwd=gateway.folder, env=environ, capture_output=True, text=True, timeout=30)
+    assert done.returncode == code, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout or "{}")
+    return found
+
+
 def flag_of(reply: Reply) -> str:
     """The flag of an answer of the gateway itself."""
     return str(json.loads(reply.body)["flag"])

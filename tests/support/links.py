@@ -30,6 +30,7 @@ class Link:
         self._open = asyncio.Event()
         self._filler: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._transports: set[asyncio.WriteTransport] = set()
         self._open.set()
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
@@ -53,6 +54,12 @@ class Link:
         self._listener.listen(QUEUE_MAX)
         self._open.set()
         self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def turn(self, target: int) -> None:
+        """Lead to another server from now on; what was connected to the old one is reset."""
+        self.target = target
+        for transport in list(self._transports):
+            transport.abort()
 
     async def stop(self) -> None:
         """Close everything, whatever was on its way."""
@@ -81,17 +88,20 @@ class Link:
 
     async def _relay(self, accepted: socket.socket) -> None:
         near_reader, near = await asyncio.open_connection(sock=accepted)
+        ends = {near.transport}
+        self._transports.add(near.transport)
         try:
             await self._open.wait()
             far_reader, far = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            near.transport.abort()
-            return
-        try:
+            ends.add(far.transport)
+            self._transports.add(far.transport)
             await asyncio.gather(self._pump(near_reader, far), self._pump(far_reader, near))
+        except OSError:
+            pass
         finally:
-            near.transport.abort()
-            far.transport.abort()
+            for transport in ends:
+                transport.abort()
+            self._transports -= ends
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One way. Its end goes on as an end, whatever it was: the other way may still have something."""
@@ -100,9 +110,12 @@ class Link:
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 await self._open.wait()
+                if writer.is_closing():
+                    return
                 self.passed += len(data)
                 writer.write(data)
                 await writer.drain()
         await self._open.wait()
-        with contextlib.suppress(OSError):
-            writer.write_eof()
+        if not writer.is_closing():
+            with contextlib.suppress(OSError):
+                writer.write_eof()

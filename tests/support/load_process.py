@@ -1,7 +1,7 @@
 """`Load` in a process of its own, so that whatever else a test does costs no request any time.
 
-`python -m tests.support.load_process TARGETS` takes a JSON list of (port, host, rate, connections), tells what was
-answered and what failed as JSON lines, and ends with its standard input, after the last answer.
+`python -m tests.support.load_process TARGETS` takes a JSON list of (port, host, home, rate, connections), tells what
+was answered and what failed as JSON lines, and ends with its standard input, after the last answer.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ LINE_MAX = 1 << 24
 
 
 class Target(NamedTuple):
-    """`host` asked at `port`: a gateway's, `rate` requests a second in all."""
+    """`host` asked at `port`, a gateway's, `rate` times a second in all. `home`: the region that has to answer."""
 
     port: int
     host: str
+    home: str
     rate: float = 200.0
     connections: int = 10
 
@@ -96,9 +97,13 @@ class LoadProcess:
     def p99_s(self, since: float, before: float) -> float:
         return quantile([one.seconds for one in self.between(since, before)], 0.99)
 
-    def regions(self, target: int, since: float = 0.0) -> set[str]:
-        """Who answered what target `target` was asked from `since` on."""
-        return {one.region for one in self.between(since, float("inf"), [target])}
+    def wrong(self, since: float = 0.0) -> list[str]:
+        """What was asked from `since` on and failed, or was answered by another region than home."""
+        found = [f"{self.targets[number].host}: {what}" for number, what in self.failed if what.sent >= since]
+        for number, target in enumerate(self.targets):
+            misrouted = [one for one in self.between(since, float("inf"), [number]) if one.region != target.home]
+            found += [f"{target.host}: answered by {one.region}" for one in misrouted]
+        return found
 
     def __str__(self) -> str:
         kinds: dict[str, int] = {}
@@ -148,7 +153,7 @@ class _Teller:
 
 async def _main(targets: str) -> None:
     loads = [
-        Load(port, host, rate=rate, connections=connections) for port, host, rate, connections in json.loads(targets)
+        Load(port, host, rate=rate, connections=connections) for port, host, _, rate, connections in json.loads(targets)
     ]
     enough = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), enough.set)

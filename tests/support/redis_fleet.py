@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.control.replication import keys
 from gateway.control.replication.region_map import Refused, RegionMap, Write, Written
 from gateway.core.placement import NO_VERSION, Placement, State, Version, parse_version
 from gateway.core.replication import decode_value, encode_body, stamp_of
@@ -82,6 +83,14 @@ class RedisFleet(Fleet):
         links = [link for pair, link in self.links.items() if region in pair]
         return links + [link for (one, name), link in self.hops.items() if region in (one, self.gateways[name].region)]
 
+    async def turn(self, region: str, server: Valkey) -> None:
+        """A failover: everybody reaches another server of this region from now on."""
+        await self.maps[region].close()
+        self.servers[region] = server
+        self.maps[region] = RegionMap(server.url, region)
+        for link in (self.own[region], *(link for (_, to), link in self.links.items() if to == region)):
+            link.turn(server.port)
+
     # --- the map
 
     async def seed(self, records: Mapping[str, Placement]) -> None:
@@ -114,6 +123,19 @@ class RedisFleet(Fleet):
     async def delete(self, tenant: str, at: str) -> Written:
         return await self.write(tenant, at, state=State.DELETED)
 
+    def forge(self, at: str, tenant: str, value: bytes) -> None:
+        """Append to region `at`'s log what no program of ours would: its peers read it there."""
+        cli = self.servers[at].cli
+        seq = _integer(cli("HINCRBY", keys.META, "log_seq", "1"))
+        assert cli("XADD", keys.LOG, f"{seq}-0", "i", tenant, "v", value).startswith(b"$")
+
+    def scribble(self, at: str, tenant: str, value: bytes) -> None:
+        """Put into region `at`'s map, and into its feed, what no program of ours would."""
+        cli = self.servers[at].cli
+        cli("HSET", keys.TENANTS, tenant, value)
+        seq = _integer(cli("HINCRBY", keys.META, "feed_seq", "1"))
+        assert cli("XADD", keys.FEED, f"{seq}-0", "i", tenant, "v", value, "o", "-").startswith(b"$")
+
     async def used(self, tenant: str, version: Version, names: Iterable[str] | None = None) -> None:
         """Wait until the stores of all gateways (or of these) hold this version, or a newer one."""
 
@@ -132,6 +154,11 @@ class RedisFleet(Fleet):
     async def converged(self, regions: Iterable[str] | None = None) -> bool:
         """Whether these regions' Valkeys hold the same, by their digests."""
         one, *others = [await self.digests(region) for region in regions or self.regions]
+        return all(other == one for other in others)
+
+    async def alike(self) -> bool:
+        """Whether all regions' Valkeys hold the same records: what a hand did, their digests need not know."""
+        one, *others = [{k: v async for rows in each.scan() for k, v in rows} for each in self.maps.values()]
         return all(other == one for other in others)
 
     async def lost(self) -> list[str]:
@@ -172,6 +199,11 @@ async def version_of(gateway: Gateway, tenant: str) -> Version:
     assert reply.status == 200, reply.body
     text = json.loads(reply.body)["version"]
     return NO_VERSION if text is None else parse_version(text)
+
+
+def _integer(answer: bytes) -> int:
+    assert answer.startswith(b":"), answer
+    return int(answer[1:])
 
 
 def _url(link: Link) -> str:
