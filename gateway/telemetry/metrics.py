@@ -164,7 +164,7 @@ _ROWS: Final = (
     Metric(
         "landbridge_map_far_ahead_total",
         Kind.COUNTER,
-        "Records of a peer whose clock is more than a minute ahead of this region's: taken in all the same",
+        "Records of a peer that are over a minute ahead of the clock here, and not by their number: taken in anyhow",
     ),
     Metric(
         "landbridge_map_lease_taken_total",

@@ -139,6 +139,7 @@ class Follower:
         asked_at = self._tenure.now()
         head = await self.peer.head()
         self.head, self._looked_at = head, asked_at
+        self._tenure.slack_ms[self.peer.region] = max(head.records, head.log.last - head.log.first + 1)
         # Judged here and only here: between two looks the offset moves on beyond what the head was.
         self._next = what_next(self.offset, head.log, complete=self._tenure.complete, peer_complete=head.complete)
         if self._next is Next.FOLLOW:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from gateway.control.replication import keys
+from gateway.control.replication import keys, tenure
 from gateway.control.replication.counters import APPLIED, BAD_VALUES, CONFLICTS, FAR_AHEAD, RESYNCS, RETRIES, TAKEOVERS
 from gateway.control.replication.follower import LOOK_S
-from gateway.control.replication.region_map import Written
+from gateway.control.replication.region_map import Write, Written
 from gateway.core.placement import State, Version
 from gateway.core.replication import FAR_AHEAD_MS, Offset, decode_value
-from tests.support.replication import AP, EU, US, Region, until, value_of, world
+from tests.support.replication import AP, EU, US, Region, body, until, value_of, world
 
 
 async def add_to_log(region: Region, tenant: str, value: bytes) -> int:
@@ -367,3 +367,15 @@ async def test_a_log_that_somebody_wrote_to_by_hand_costs_a_comparison_now_and_t
         assert time.monotonic() - began > LOOK_S * 2, "the fourth is two pauses after the second"
         us.server.cli("XDEL", keys.LOG, "100-0")
         assert await w.converged()
+
+
+async def test_many_records_at_once_are_not_from_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenure, "FAR_AHEAD_MS", 100)
+    async with world(tmp_path, US, EU) as w:
+        us, eu = w.regions
+        await us.map.write([Write(f"t{n}", None, 1, body()) for n in range(3000)])
+        head = await us.map.head()
+        assert head.hlc > head.clock_ms + 1000, "each moves the hybrid clock on by a millisecond"
+        eu.replicate()
+        await until(lambda: eu.is_even_with(us))
+        assert eu.count(FAR_AHEAD) == 0
