@@ -176,7 +176,10 @@ class Clusters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):
-    """A placement, its keys named as in the tenants file. `version` is epoch.hlc.region."""
+    """A placement, its keys named as in the tenants file. `version` is epoch.hlc.region.
+
+    Of a replicated one also who made this version (`by`) and `why`; `takeover`: outside the home region.
+    """
 
     tenant: str
     home: str
@@ -188,7 +191,11 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     cluster: str | None
     labels: dict[str, str]
+    partition: str
     version: str | None
+    by: str
+    why: str
+    takeover: bool
 
 
 class Tenants(msgspec.Struct, frozen=True, kw_only=True):

@@ -193,7 +193,11 @@ def tenant(placement: Placement) -> answers.Tenant:
         state=placement.state.value,
         cluster=placement.cluster,
         labels=dict(placement.labels),
+        partition=placement.partition.value,
         version=None if version == NO_VERSION else str(version),
+        by=placement.by,
+        why=placement.why,
+        takeover=placement.takeover,
     )
 
 

@@ -1,11 +1,15 @@
-"""What the admin API shows of the configuration holds no credential."""
+"""What the admin API shows of the configuration holds no credential; of a tenant it shows everything."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from gateway.control.shown import config
+import msgspec
+
+from gateway.control.shown import config, tenant
+from gateway.core.placement import Partition, Placement, Version
+from gateway.settings import tenants
 from tests.support.configs import SMALL, settings_of, write
 
 REDIS = """\
@@ -25,3 +29,12 @@ def test_no_url_of_a_redis_shows_its_password_nor_does_any_other_place(tmp_path:
     }
     assert shown["filter_options"]["log"] == {"upstream": "redis://***@c", "note": "***", "other": "***"}
     assert "hunter2" not in json.dumps(shown)
+
+
+def test_a_tenant_is_shown_with_all_its_keys() -> None:
+    made = {"partition": Partition.READ_ONLY, "by": "alice", "why": "drill", "takeover": True}
+    shown = msgspec.to_builtins(tenant(Placement(tenant="acme", home="here", version=Version(2, 3, "there"), **made)))
+    keys = {key for key in tenants.TENANT_KEYS if key not in ("limits", "epoch")}
+    assert shown.keys() == {"tenant", "version", "by", "why", "takeover", *keys}
+    assert {key: shown[key] for key in made} == made
+    assert shown["version"] == "2.3.there"
