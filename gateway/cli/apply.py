@@ -216,7 +216,7 @@ async def carry_out(
     audit.write(_outcome(made, result, broken, lost))
     acknowledged = None
     if options.wait_s is not None and result.regions:
-        acknowledged = await wait(regions, result.regions, options.wait_s)
+        acknowledged = await wait(regions, result.regions, options.wait_s, lost)
     return _tell(made, result, acknowledged, options)
 
 
@@ -225,8 +225,8 @@ def _judge(broken: list[str], never: bool, force: bool) -> None:
     for line in broken:
         note(f"{'forced' if force else 'refused'}: {line}")
     if broken and (never or not force):
-        more = "" if never else " (--force --reason TEXT does it nevertheless)"
-        fail(f"nothing was done: {len(broken)} rules of safety forbid it{more}", Exit.REFUSED)
+        more = "no region can be unknown" if never else "--force --reason TEXT does it nevertheless"
+        fail(f"nothing was done, for the sake of safety ({more})", Exit.REFUSED)
 
 
 async def _write(regions: Regions, made: Plan, lost: frozenset[str], result: Result, audit: Audit) -> None:

@@ -72,6 +72,8 @@ async def entries(map_: RegionMap, tenant: str) -> list[Entry]:
 def _changed(placement: Placement, before: Placement | None) -> tuple[str, ...] | None:
     if before is None:
         return None
+    if placement.state is State.DELETED:
+        return ("state",)  # what it was is in the version before
     return tuple(key for key in KEYS if getattr(placement, key) != getattr(before, key))
 
 

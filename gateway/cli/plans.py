@@ -145,6 +145,7 @@ async def make_plan(
     made.tenants, made.is_exact = await living(regions.here)
     if prune:
         await _prune(regions, settings, made, ids, author)
+        made.is_exact = True
     else:
         made.left_alone = await _others(regions, ids, found)
 

@@ -14,7 +14,7 @@ from gateway.cli.output import Exit, fail
 from gateway.control.replication.region_map import MapHead, MapUnavailable, RegionMap
 from gateway.settings.schema import MapSource, RedisSettings, Settings
 
-TIMEOUT_S: Final = 5.0
+TIMEOUT_S: Final = 3.0
 """For one call: a person waits, who would rather have an answer late than none."""
 
 LIVING_EXACT_MAX: Final = 50_000

@@ -7,7 +7,7 @@ gateways' rows, since ours has them later; where it does not answer, ours has to
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final, NamedTuple
 
 from gateway.cli.regions import Regions
@@ -29,15 +29,19 @@ class Acknowledged(NamedTuple):
         return {"gateways": self.gateways, "laggards": list(self.laggards), "silent": list(self.silent)}
 
 
-async def wait(regions: Regions, written: Iterable[str], limit_s: float) -> Acknowledged:
-    """Wait until all that live use what was written in the regions `written`, or the limit has passed."""
+async def wait(regions: Regions, written: Iterable[str], limit_s: float, lost: Collection[str] = ()) -> Acknowledged:
+    """Wait until all that live use what was written in the regions `written`, or the limit has passed.
+
+    The gateways of regions that are `lost`, which somebody has just taken over from, are not waited for.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limit_s
     targets = await _targets(regions, written)
     while True:
-        found = _judge(targets, await _rows(regions))
+        found = _judge(targets, await _rows(regions, lost))
         if not found.laggards or loop.time() >= deadline:
-            return found
+            later = (f"{region}: taken over from: its gateways hear of it once it is back" for region in sorted(lost))
+            return found._replace(silent=(*found.silent, *later))
         await asyncio.sleep(min(POLL_S, max(0.0, deadline - loop.time())))
 
 
@@ -50,9 +54,9 @@ async def _targets(regions: Regions, written: Iterable[str]) -> dict[str, Offset
     return targets
 
 
-async def _rows(regions: Regions) -> dict[str, list[GatewayRow] | str]:
+async def _rows(regions: Regions, lost: Collection[str]) -> dict[str, list[GatewayRow] | str]:
     """The live gateways of each region, or why nothing is known of them."""
-    names = list(regions.maps)
+    names = [region for region in regions.maps if region not in lost]
     asked = await asyncio.gather(*(_gateways(regions, region) for region in names))
     ours = next((rows for region, rows in zip(names, asked, strict=True) if region == regions.own), "")
     found: dict[str, list[GatewayRow] | str] = {}

@@ -311,10 +311,10 @@ def _too_many_deletions(tally: Tally, fleet: Fleet, limits: Limits) -> list[str]
     deleted = tally.kinds[Kind.DELETED]
     if not deleted or (deleted < fleet.tenants and (deleted < LOSS_MIN or deleted <= limits.loss * fleet.tenants)):
         return []
-    return [
-        f"loss guard: {deleted} of {fleet.tenants} tenants would be deleted; "
-        f"at most {limits.loss:.0%}, or {LOSS_MIN - 1}, and never all, may"
-    ]
+    if deleted >= fleet.tenants:
+        return [f"loss guard: all {deleted} tenants would be deleted"]
+    allowed = max(LOSS_MIN - 1, int(limits.loss * fleet.tenants))
+    return [f"loss guard: {deleted} of {fleet.tenants} tenants would be deleted, at most {allowed} may"]
 
 
 def _dead_targets(tally: Tally, fleet: Fleet) -> list[str]:
