@@ -8,7 +8,7 @@ from tests.support.pace import ALLOWANCE, within
 
 
 class Row(NamedTuple):
-    """One measurement; it holds when it is at most its limit."""
+    """One measurement, of a fault by its number or its name; it holds when it is at most its limit."""
 
     fault: str
     what: str
@@ -36,7 +36,8 @@ def hold(fault: str, what: str, value: float, limit: float, unit: str = "s", *, 
 def shown(row: Row) -> str:
     factor, unit, form = _SCALES[row.unit]
     value, limit = (f"{part * factor:{form}} {unit}".strip() for part in (row.value, row.limit))
-    return f"FAULTS {row.fault}: {row.what}: {value} (limit {limit})"
+    fault = f"FAULTS {row.fault}" if row.fault.isdigit() else row.fault
+    return f"{fault}: {row.what}: {value} (limit {limit})"
 
 
 def table() -> list[str]:

@@ -46,7 +46,7 @@ class Versions:
         while not self._enough.is_set():
             with contextlib.suppress(OSError, EOFError):
                 await self._look(name)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
 
     async def _look(self, name: str) -> None:
         self._compare(name, await versions_of(self.fleet, name))
