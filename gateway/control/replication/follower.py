@@ -27,6 +27,7 @@ from gateway.control.replication.progress import (
     condition_of,
     first_fault,
     read_count,
+    read_count_after_failure,
     what_next,
 )
 from gateway.control.replication.region_map import MapHead, MapUnavailable, PeerState, RegionMap
@@ -37,6 +38,9 @@ LOG = logging.getLogger("landbridge.replicator")
 
 LOOK_S: Final = 0.5
 """How often a peer's head is read: that is how soon another log, or a log that was cut, is seen."""
+
+TAKE_MAX: Final = 500
+"""Entries that one call takes in: Redis does nothing else meanwhile, for some 10 ms."""
 
 BLOCK_MS: Final = 500
 """How long a read waits for the next entry; an entry ends it at once."""
@@ -160,15 +164,17 @@ class Follower:
         if fault is not None:
             await self._resync(await self._look(), f"{fault.value} beyond {offset}: the log goes on with {rows[0][0]}")
             return
-        entries = [(tenant, value) for _, tenant, value in rows]
-        taken = await self._tenure.follow(self.peer.region, offset.log_id, rows[0][0], entries)
-        if isinstance(taken, Step):
-            await self._begin()  # our own Redis was rolled back, or flushed
-            return
-        self.conflicts += taken.conflicts
-        self.offset = Offset(offset.log_id, rows[-1][0])
-        self.lag.applied(self.offset.seq)
-        self._count = read_count(self._count, len(rows), sum(len(value) for _, value in entries))
+        for at in range(0, len(rows), TAKE_MAX):
+            piece = rows[at : at + TAKE_MAX]
+            entries = [(tenant, value) for _, tenant, value in piece]
+            taken = await self._tenure.follow(self.peer.region, offset.log_id, piece[0][0], entries)
+            if isinstance(taken, Step):
+                await self._begin()  # our own Redis was rolled back, or flushed
+                return
+            self.conflicts += taken.conflicts
+            self.offset = Offset(offset.log_id, piece[-1][0])
+            self.lag.applied(self.offset.seq)
+        self._count = read_count(self._count, len(rows), sum(len(row[2]) for row in rows))
 
     async def _resync(self, head: MapHead, why: str) -> None:
         """Compare whole. The head was read before the map is: what is written meanwhile is followed afterwards."""
@@ -216,6 +222,7 @@ class Follower:
     async def _failed(self, why: str) -> None:
         now = self._tenure.now()
         self._failures += 1
+        self._count = read_count_after_failure(self._count)
         self.retries += 1
         self._tenure.counters.count(RETRIES)
         if self._failing_since is None:

@@ -27,9 +27,10 @@ SAMPLES_MAX: Final = 64
 """Heads remembered while we are behind: enough to tell the lag to a few percent, however long it lasts."""
 
 READ_FIRST: Final = 100
-READ_MAX: Final = 1000
+READ_MAX: Final = 5000
 READ_BYTES_MAX: Final = 4 << 20
-"""Entries a read asks for: few at first, then as many as stay below so many bytes, whatever their size."""
+"""Entries a read asks for: few at first, then as many as stay below so many bytes, whatever their size. So a region
+that is a fifth of a second away and writes ten thousand a second is kept up with."""
 
 
 def read_count(asked: int, came: int, size_bytes: int) -> int:
@@ -39,6 +40,11 @@ def read_count(asked: int, came: int, size_bytes: int) -> int:
     if came == asked and size_bytes * 2 <= READ_BYTES_MAX:
         return min(READ_MAX, asked * 2)
     return asked
+
+
+def read_count_after_failure(asked: int) -> int:
+    """How many the next read asks for after one that failed: it may have been too much for the line."""
+    return max(1, min(READ_FIRST, asked // 2))
 
 
 class Condition(StrEnum):

@@ -21,6 +21,7 @@ from gateway.control.replication.progress import (
     first_fault,
     lasting,
     read_count,
+    read_count_after_failure,
     what_next,
 )
 from gateway.core.replication import Head, Offset, Step
@@ -71,6 +72,8 @@ def test_reads_grow_while_entries_are_small_and_shrink_when_they_are_not() -> No
     assert read_count(count, count - 1, 1000) == count
     assert read_count(count, count, READ_BYTES_MAX + 1) == count // 2
     assert read_count(1, 1, READ_BYTES_MAX + 1) == 1
+    assert read_count_after_failure(READ_MAX) == READ_FIRST
+    assert [read_count_after_failure(n) for n in (READ_FIRST, 3, 1)] == [READ_FIRST // 2, 1, 1]
 
 
 @given(asked=st.integers(1, READ_MAX), each=st.integers(1, 200_000))
