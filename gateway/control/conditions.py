@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from gateway.control.health import Health
+from gateway.control.isolation import Isolation
 from gateway.control.peers import Peers
 from gateway.core.conditions import Conditions
 from gateway.core.view import REGION_CLUSTER, Ability, View
@@ -24,9 +25,10 @@ Addresses = Mapping[str, tuple[str, ...]]
 class Judge:
     """Everything that control knows of endpoints, by cluster and endpoint key."""
 
-    def __init__(self) -> None:
+    def __init__(self, isolation: Isolation | None = None) -> None:
         self.health = Health()
         self.peers = Peers()
+        self.isolation = isolation or Isolation()
         self.addresses: dict[str, tuple[str, ...]] = {}
 
     def cover(self, settings: Settings, view: View, addresses: Addresses) -> None:
@@ -43,6 +45,7 @@ class Judge:
         checks = {name: settings.clusters[name].health for name in here if name in settings.clusters}
         self.health.cover(here, checks)
         self.peers.cover(elsewhere)
+        self.isolation.cover(settings)
 
     def connects_failed(self, cluster: str, endpoint: str, count: int) -> bool:
         """A worker's report; whether an endpoint turned."""
@@ -59,6 +62,7 @@ class Judge:
         unable = [name for name, cluster in self.health.clusters.items() if not cluster.can_serve]
         for region, gateways in self.peers.regions.items():
             name = REGION_CLUSTER + region
+            self.isolation.heard(max((g.heard_at for g in gateways.values() if g.heard_at is not None), default=None))
             if keys := tuple(key for key, g in gateways.items() if not g.up):
                 down[name] = keys
             if keys := tuple(key for key, g in gateways.items() if g.draining):
@@ -71,6 +75,7 @@ class Judge:
             draining=draining,
             unable=tuple(sorted(unable)),
             peers=self.peers.judge(now),
+            isolated=self.isolation.judge(now),
         )
 
 
@@ -85,6 +90,10 @@ def describe(old: Conditions, new: Conditions) -> list[Turn]:
     """What turned between two conclusions; nothing about addresses."""
     turns = [Turn(f"cluster {name} cannot serve", False) for name in sorted(set(new.unable) - set(old.unable))]
     turns += [Turn(f"cluster {name} can serve again", True) for name in sorted(set(old.unable) - set(new.unable))]
+    if new.isolated and not old.isolated:
+        turns.append(Turn("no other region was heard of for longer than tenant_map.partition_after", False))
+    elif old.isolated and not new.isolated:
+        turns.append(Turn("this region hears another one again", True))
     for word, before, after in (("down", old.down, new.down), ("draining", old.draining, new.draining)):
         was = {(name, key) for name, keys in before.items() for key in keys}
         now = {(name, key) for name, keys in after.items() for key in keys}

@@ -36,6 +36,7 @@ from gateway.bus.messages import (
     FilterRemoved,
     FromWorker,
     Hello,
+    MapApplied,
     MapChanged,
     MapUnreadable,
 )
@@ -46,6 +47,7 @@ from gateway.control.admin_listener import Listener
 from gateway.control.conditions import TICK_S, Judge, describe
 from gateway.control.facts import Facts, Processes
 from gateway.control.health_checks import HealthChecks
+from gateway.control.isolation import Isolation, keep, was_isolated
 from gateway.control.map_file import MapFile
 from gateway.control.peer_probes import PeerProbes
 from gateway.control.reload import (
@@ -95,7 +97,8 @@ class Control:
         self.tasks = TaskSet()
         self.stopped = asyncio.Event()
         self.stats = StatsFile(state_dir / "stats" / "control.stats")
-        self.judge = Judge()
+        self.kept_isolated = was_isolated(state_dir)
+        self.judge = Judge(Isolation(self.kept_isolated))
         self.resolver = Resolver(self.addresses_changed)
         rng = random.Random()
         self.checks = HealthChecks(self.judge.health, self.tasks, self.rejudge, rng)
@@ -137,7 +140,9 @@ class Control:
         )
         self.config_watch = Watch(configuration.files, lambda: configuration.reload(FILE_CHANGED))
         self.confirmed_watch = Watch(lambda: [state_dir / CONFIRMED_FILE], self.confirmed)
-        self.bus = BusServer(state_dir / "bus.sock", self.heard, self.connected)
+        self.bus = BusServer(state_dir / "bus.sock", self.heard, self.connected, self.left)
+        self.map_seen: dict[BusPeer, tuple[int, int]] = {}
+        self.redis = start.settings.tenant_map.redis
         self.channel: Channel | None = None
         self.admin_address = start.settings.listen.admin
         self.candidate: Settings | None = None
@@ -309,7 +314,12 @@ class Control:
         self.facts.view = build_view(settings, self.facts.conditions, self.facts.generation)
         self.bus.broadcast(Configured(self.facts.generation, settings))
         new = self.facts.view
-        if (old.regions, old.resolvers, set(old.clusters)) != (new.regions, new.resolvers, set(new.clusters)):
+        before, self.redis = self.redis, settings.tenant_map.redis
+        is_elsewhere = self.redis != before
+        if is_elsewhere:
+            self.ask({"ask": "restart-replicator"})
+        means = (old.regions, old.resolvers, set(old.clusters)) != (new.regions, new.resolvers, set(new.clusters))
+        if means or is_elsewhere:
             self.tasks.spawn(self.facts.tenants.reload("configuration changed"), "validate tenants")
         if settings.listen.admin != self.admin_address:
             LOG.info("listen.admin: control is started again on its new socket")
@@ -336,7 +346,11 @@ class Control:
     def rejudge(self) -> None:
         """Conclude from everything known, and tell the workers when that is something new."""
         facts = self.facts
+        self.judge.isolation.heard(facts.tenants.heard_at)
         found = self.judge.conclude(asyncio.get_running_loop().time())
+        if found.isolated != self.kept_isolated:
+            self.kept_isolated = found.isolated
+            self.tasks.spawn(asyncio.to_thread(keep, facts.state_dir, found.isolated), "keep what was concluded")
         found = msgspec.structs.replace(found, generation=facts.conditions.generation)
         if found == facts.conditions:
             return
@@ -377,12 +391,24 @@ class Control:
     def connected(self, peer: BusPeer) -> None:
         """Nothing yet: a worker says Hello first."""
 
+    def left(self, peer: BusPeer) -> None:
+        self.map_seen.pop(peer, None)
+        self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """Tell the source what of the store all connected workers use; one that has said nothing holds it back."""
+        generation = self.facts.writer.generation
+        known = [self.map_seen.get(peer, (0, 0)) for peer in self.bus.peers if peer.hello is not None]
+        slowest = min((to_txn if its == generation else 0 for its, to_txn in known), default=None)
+        self.facts.tenants.acknowledged(slowest)
+
     def heard(self, peer: BusPeer, message: FromWorker) -> None:
         """One message of a worker; what it reports is judged at once, not at the next tick."""
         facts = self.facts
         match message:
             case Hello(slot=slot, digest=digest):
                 facts.applied.pop(slot, None)
+                self.acknowledge()
                 facts.removed_filters = {key: why for key, why in facts.removed_filters.items() if key[0] != slot}
                 is_newcomer = self.candidate is not None and digest == self.candidate.digest
                 settings = self.candidate if self.candidate is not None and is_newcomer else facts.settings
@@ -392,6 +418,9 @@ class Control:
             case Applied(generation=generation):
                 if peer.hello is not None:
                     facts.applied[peer.hello.slot] = generation
+            case MapApplied(generation=generation, to_txn=to_txn):
+                self.map_seen[peer] = generation, to_txn
+                self.acknowledge()
             case FilterRemoved(name=name, error=error):
                 if peer.hello is not None:
                     facts.removed_filters[peer.hello.slot, name] = error

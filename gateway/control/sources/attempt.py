@@ -26,11 +26,14 @@ class Attempts:
         try:
             done = await work
         except MapUnavailable as error:
-            if str(error) != self.problem:
-                LOG.error("%s cannot be written: %s", what, error)
-                self.problem = str(error)
+            self.failed(what, error)
             return None
         if self.problem:
             LOG.info("Redis can be written to again")
             self.problem = ""
         return done
+
+    def failed(self, what: str, error: MapUnavailable) -> None:
+        if str(error) != self.problem:
+            LOG.error("%s cannot be written: %s", what, error)
+            self.problem = str(error)

@@ -25,6 +25,9 @@ from gateway.store.writer import Writer
 PAGE: Final = 1000
 """Records asked for at once: a few milliseconds of Redis, and of a thread here."""
 
+EMPTY: Final = b" "
+"""What an empty value is judged as: in the feed it would say that a tenant was purged."""
+
 BACK: Final = 200
 """Records written back in one call: a server does nothing else meanwhile."""
 
@@ -32,7 +35,8 @@ BACK: Final = 200
 @dataclass(slots=True)
 class Found:
     """What a comparison found. `missing`: tenants of ours that Redis lacks altogether; `behind`: of which it has an
-    older or a damaged record; `expired`: tombstones that it lacks because their time is over.
+    older or a damaged record; `expired`: tombstones that it lacks because their time is over; `strangers`: ids in Redis
+    whose value is no record, and of which the store has none.
     """
 
     known: int = 0
@@ -40,14 +44,14 @@ class Found:
     missing: list[str] = field(default_factory=list)
     behind: list[str] = field(default_factory=list)
     expired: list[str] = field(default_factory=list)
+    strangers: set[str] = field(default_factory=set)
 
     @property
     def change(self) -> str:
-        """A name for this loss, for an operator to confirm: it confirms this one and no other."""
+        """A name for this loss, for an operator to confirm: these tenants and no others."""
         name = hashlib.blake2b(digest_size=8)
         for tenant in self.missing:
             name.update(tenant.encode() + b"\0")
-        name.update(b"%d" % self.known)
         return name.hexdigest()
 
 
@@ -83,7 +87,7 @@ class Comparison:
             after = known[-1].tenant
         if (await self._map.head()).records > found.matched:
             async for rows in self._map.scan():
-                await self._apply(await asyncio.to_thread(self._unknown, rows))
+                await self._apply(await asyncio.to_thread(self._unknown, rows, found))
         return found
 
     async def _apply(self, judged: Judged) -> None:
@@ -125,12 +129,14 @@ class Comparison:
         if theirs != self._writer.newest(tenant):
             judge_value(self._rules, tenant, value, judged)
 
-    def _unknown(self, rows: Sequence[tuple[str, bytes]]) -> Judged:
+    def _unknown(self, rows: Sequence[tuple[str, bytes]], found: Found) -> Judged:
         """Records of tenants that the store does not have."""
         judged = Judged([], [], {})
         for tenant, value in rows:
-            if value and self._writer.newest(tenant) is None:
-                judge_value(self._rules, tenant, value, judged)
+            if self._writer.newest(tenant) is None:
+                judge_value(self._rules, tenant, value or EMPTY, judged)
+        stored = {change.tenant for change in judged.changes}
+        found.strangers.update(r.tenant for r in judged.rejected if r.tenant not in stored)
         return judged
 
     def _is_expired(self, known: Known) -> bool:

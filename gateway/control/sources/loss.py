@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway.control.replication.region_map import MapHead, RegionMap
 from gateway.control.sources import confirm
@@ -22,6 +23,13 @@ from gateway.control.sources.followed import Followed
 from gateway.control.sources.source import Ground
 
 LOG = logging.getLogger("landbridge.control")
+
+
+class Decided(NamedTuple):
+    """`owes`: something of ours is still to be written back, or to be decided. `lacking`: records that Redis lacks."""
+
+    owes: bool
+    lacking: int
 
 
 class LossGuard:
@@ -38,27 +46,29 @@ class LossGuard:
         """Whether an operator said something of what waits."""
         return self.pending is not None and confirm.confirmed(self._state_dir) is not None
 
-    async def decide(self, map_: RegionMap, head: MapHead, found: Found) -> bool:
-        """Do what is to be done; whether nothing is owed to Redis any more. Raises MapUnavailable, StoreError."""
+    async def decide(self, map_: RegionMap, head: MapHead, found: Found) -> Decided:
+        """Do what is to be done now. Raises MapUnavailable, StoreError."""
         fraction = self._ground.settings().tenant_map.loss_guard
         said = await asyncio.to_thread(confirm.confirmed, self._state_dir)
         missing: Sequence[str] = found.missing
         if too_many(len(missing), found.known, fraction):
             if said is None or said.change != found.change:
                 await asyncio.to_thread(self._wait, found, head, map_.place, said)
-                return False
+                return Decided(True, len(missing))
             if not said.restore:
                 LOG.warning("an operator confirmed that %d of %d tenants go", len(missing), found.known)
                 await self._followed.forget(missing)
                 missing = ()
         await self._followed.forget(found.expired)
-        if missing and head.complete and not (said is not None and said.restore):
-            await self._followed.forget(await asyncio.to_thread(self._foreign, missing))
+        foreign = await asyncio.to_thread(self._foreign, missing) if missing else []
+        if head.complete and not (said is not None and said.restore):
+            await self._followed.forget(foreign)
+            foreign = []
         if missing or found.behind:
             writing = write_back(map_, self._ground.writer, [*found.behind, *missing])
             written = await self._attempts.write("what Redis lacks", writing)
             if written is None:
-                return False
+                return Decided(True, len(missing))
             if written.taken:
                 LOG.warning("%d records that Redis lacked or had older were written back", written.taken)
             if written.conflicts:
@@ -67,7 +77,7 @@ class LossGuard:
             LOG.info("no loss of tenants waits any more")
             self.pending = None
             await asyncio.to_thread(confirm.forget, self._state_dir)
-        return True
+        return Decided(False, len(foreign))
 
     def _foreign(self, tenants: Sequence[str]) -> list[str]:
         """Those that never were in a replicated map: they come of a tenants file, from before the source changed."""
@@ -87,11 +97,12 @@ class LossGuard:
         pending = Pending(change, place, lost, found.known, head.records, first, since)
         if pending == self.pending:
             return
-        LOG.error(
-            "Redis lacks %d of %d tenants, which loss_guard (%.0f%%) does not let pass: the last map stays. "
-            "`landbridge map confirm --change %s` if they are meant to go, with --restore to write them back",
-            *(lost, found.known, fraction * 100, change),
-        )
+        if self.pending is None or self.pending.change != change:
+            LOG.error(
+                "Redis lacks %d of %d tenants, which loss_guard (%.0f%%) does not let pass: the last map stays. "
+                "`landbridge map confirm --change %s` if they are meant to go, with --restore to write them back",
+                *(lost, found.known, fraction * 100, change),
+            )
         with suppress(OSError):  # a full disk: the log and the admin API say it too
             confirm.tell(self._state_dir, pending)
         self.pending = pending

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from gateway.control.backoff import pause_s
-from gateway.control.registry import EVERY_S, Registry, Replication, Where
+from gateway.control.registry import Registry, Replication, Where
 from gateway.control.reload import APPLIED, REFUSED, Outcome
 from gateway.control.replication.region_map import FeedEntry, MapHead, MapUnavailable, RegionMap
 from gateway.control.sources import confirm
@@ -42,8 +42,8 @@ BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 1.0
 """The Redis of our own region costs nothing to ask, and is to be found within two seconds of its start."""
 
-BLOCK_MS: Final = 1000
-"""What a read of the feed waits for news: as often at least the head is looked at, and a hang is noticed."""
+LOOK_S: Final = 0.5
+"""How often the head is looked at, and what a read of the feed waits for news."""
 
 COUNT: Final = 500
 """Entries of one read: the loop stands still for a few milliseconds while they are parsed."""
@@ -53,16 +53,16 @@ BUSY_S: Final = 0.005
 """After a batch of so many the next read waits this long: ten thousand changes a second then come fifty at a time, and
 what a batch costs (a transaction, a message to each worker) is shared."""
 
-STALE_S: Final = 2.5
-"""Without an answer for longer than this the map counts as stale: reads return each second."""
+STALE_S: Final = 1.5
+"""Without an answer for longer than this the map counts as stale: reads return each half second."""
 
 SEEN_FILE: Final = "map.seen"
 SEEN_EVERY_MS: Final = 10_000
 """How exactly the age of the map is known after a start without a Redis."""
 
-COMPARE_PAUSE_S: Final = 1.0
+COMPARE_PAUSE_S: Final = 0.5
 COMPARE_SHARE: Final = 5
-"""After a comparison the next one waits a second, or five times as long as it took."""
+"""After a comparison the next one waits this long, or five times as long as it took."""
 
 SWEEP_S: Final = 300.0
 SWEEP_SHARE: Final = 100
@@ -102,7 +102,7 @@ class RedisFeed:
         self._kept_seen_ms = _seen_ms(self._state_dir)
         self._current_ms = max(ground.writer.meta().written_ms, self._kept_seen_ms)
         self._reopen = False
-        self._difference: int | None = None
+        self._difference = 0
         """Records that Redis has beyond the store, at rest: another number means that something came or went."""
         self._wanted: list[str] = []
         """Why both maps have to be compared."""
@@ -198,6 +198,8 @@ class RedisFeed:
             except* StoreError as group:
                 why = _message(group)
                 self._ground.suspect(why)
+            if (me := asyncio.current_task()) is not None and me.cancelling():
+                raise asyncio.CancelledError  # a task group that ends by an error of its own keeps this to itself
             if not why:
                 continue
             failures = 1 if self._answered_at is not None and self._answered_at > began else failures + 1
@@ -210,19 +212,38 @@ class RedisFeed:
         map_ = RegionMap(self._redis.url, region, self._redis.tls, name="landbridge-control")
         self._is_comparing = False
         try:
-            # A server that was restarted gives its log another name. Where that cannot be written it can be read.
-            await self._attempts.write("the name of the log", map_.begin())
-            head = await map_.head()
+            head = await self._first_head(map_)
             self._answered()
             if await self._followed.take_up(head):
                 self._difference = 0  # if a record is missing on either side, the first look finds it
                 LOG.info("the tenant map follows %s from %s", self.place, self._followed.offset)
-                self._took_in("followed")
+                if self._followed.is_settled:
+                    self._took_in("followed")
+            else:
+                self._start_over(head)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._registry.run(map_, self._attempts))
                 await self._follow(map_, head, group)
         finally:
             await map_.close()
+
+    async def _first_head(self, map_: RegionMap) -> MapHead:
+        """The head, after a server that was restarted has named its log anew; one that refuses that can be read."""
+        refused = None
+        try:
+            await map_.begin()
+        except MapUnavailable as error:
+            refused = error
+        head = await map_.head()
+        if refused is not None:
+            self._attempts.failed("the name of the log", refused)
+        return head
+
+    def _start_over(self, head: MapHead) -> None:
+        """Counting on would skip something: follow from the feed's end, and compare all that is before it."""
+        was = self._followed.offset
+        self._followed.restart(head)
+        self._want("it was not followed yet" if was is None else f"its feed does not go on from {was}", deep=False)
 
     def _lost(self, why: str) -> None:
         """The Redis cannot be read, or the store not be written: the map stays as it is."""
@@ -250,18 +271,18 @@ class RedisFeed:
         """Read, apply, look, until the configuration wants another connection."""
         loop = asyncio.get_running_loop()
         await self._look(map_, head, group)
-        look_at = loop.time() + EVERY_S
+        look_at = loop.time() + LOOK_S
         while not self._reopen:
             offset = self._followed.offset
             assert offset is not None, "the first look has seen to it"
             began = loop.time()
-            entries = await map_.read_feed(offset.seq, COUNT, BLOCK_MS)
+            entries = await map_.read_feed(offset.seq, COUNT, int(1000 * LOOK_S))
             self._answered()
             if entries:
                 await self._take_entries(map_, entries)
             is_marked = any(not entry.tenant for entry in entries) and not self._writer.complete()
             if is_marked or self._wanted or loop.time() >= look_at:
-                look_at = loop.time() + EVERY_S
+                look_at = loop.time() + LOOK_S
                 await self._look(map_, await map_.head(), group)
             if len(entries) >= BUSY:
                 await asyncio.sleep(max(0.0, BUSY_S - (loop.time() - began)))
@@ -291,15 +312,13 @@ class RedisFeed:
         await self._letters.take(map_, judged, self._ground.wall_ms())
 
     async def _look(self, map_: RegionMap, head: MapHead, group: asyncio.TaskGroup) -> None:
-        """Each second: is it the log that we follow, has anything come or gone without it, is it complete?"""
+        """Twice a second: is it the log that we follow, has anything come or gone without it, is it complete?"""
         followed = self._followed
         self._head = head
         self._answered()
         now = asyncio.get_running_loop().time()
         if not can_follow(followed.offset, head.feed):
-            was = followed.offset
-            followed.restart(head)
-            self._want("it was not followed yet" if was is None else f"its feed does not go on from {was}", deep=False)
+            self._start_over(head)
         elif followed.offset is not None and followed.offset.seq == head.feed.last and not self._is_comparing:
             await self._count(head)
         if self._guard.is_answered():
@@ -318,9 +337,7 @@ class RedisFeed:
         """All that the feed says is in: so the numbers of records differ by what they always differ by."""
         meta = await asyncio.to_thread(self._writer.meta)
         difference = head.records - meta.records
-        if self._difference is None:
-            self._difference = difference
-        elif difference != self._difference:
+        if difference != self._difference:
             self._want(f"Redis has {head.records} records and the store {meta.records}", deep=False)
         if self._followed.compared and head.complete and not meta.complete:
             await self._followed.commit(lambda: Judged([], [], {}), complete=True)
@@ -356,7 +373,8 @@ class RedisFeed:
                 wall_ms=self._ground.wall_ms(),
             )
             found = await comparison.run()
-            owes = not await self._guard.decide(map_, head, found)
+            owes, lacking = await self._guard.decide(map_, head, found)
+            self._difference = len(found.strangers) - lacking
             if await self._followed.settle(head, offsets, owes=owes) and not owes:
                 self._answered()
                 LOG.info("the tenant map is what %s holds (%s)", self.place, cause)
@@ -365,7 +383,6 @@ class RedisFeed:
             took = loop.time() - began
             self._compare_at = loop.time() + max(COMPARE_PAUSE_S, COMPARE_SHARE * took)
             self._sweep_at = loop.time() + max(SWEEP_S, SWEEP_SHARE * took)
-            self._difference = None
             self._is_comparing = False
         if owes and self._guard.pending is None:
             self._want("records are to be written back", deep=False)
