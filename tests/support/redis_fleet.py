@@ -35,9 +35,14 @@ def of_homes(homes: Mapping[str, str]) -> dict[str, Placement]:
 
 
 class RedisFleet(Fleet):
-    """A `Fleet` whose map is in `servers`. `maps` reads and writes them directly, whatever is cut."""
+    """A `Fleet` whose map is in `servers`. `maps` reads and writes them directly, whatever is cut.
 
-    def __init__(self, folder: Path, names: Iterable[str] = REGIONS, *, durable: bool = True) -> None:
+    Without `relayed` nobody uses the links: to measure what a relay in this process would slow down.
+    """
+
+    def __init__(
+        self, folder: Path, names: Iterable[str] = REGIONS, *, durable: bool = True, relayed: bool = True
+    ) -> None:
         super().__init__(folder, names, "")
         self.servers = {region: Valkey(folder / f"valkey.{region}", durable=durable) for region in self.regions}
         self.maps = {region: RegionMap(server.url, region) for region, server in self.servers.items()}
@@ -50,6 +55,7 @@ class RedisFleet(Fleet):
             for region in self.regions
             if region != gateway.region
         }
+        self.relayed = relayed
         self.acknowledged: dict[str, list[Version]] = {}
         """Every version that a write was told it has, by tenant."""
         self.more_map = ""
@@ -59,11 +65,15 @@ class RedisFleet(Fleet):
 
     def tenant_map(self, gateway: Gateway) -> str:
         here = gateway.region
-        peers = {other: _url(link) for (one, other), link in self.links.items() if one == here}
-        return f'{{source: redis, redis: {{url: "{_url(self.own[here])}", peers: {json.dumps(peers)}}}{self.more_map}}}'
+        url = self._url(self.own[here])
+        peers = {other: self._url(link) for (one, other), link in self.links.items() if one == here}
+        return f'{{source: redis, redis: {{url: "{url}", peers: {json.dumps(peers)}}}{self.more_map}}}'
+
+    def _url(self, link: Link) -> str:
+        return f"redis://127.0.0.1:{link.port if self.relayed else link.target}/0"
 
     def hop_port(self, gateway: Gateway, other: Gateway) -> int:
-        if gateway.region == other.region:
+        if gateway.region == other.region or not self.relayed:
             return other.hop
         name = next(name for name, found in self.gateways.items() if found is other)
         return self.hops[gateway.region, name].port
@@ -206,10 +216,6 @@ def _integer(answer: bytes) -> int:
     return int(answer[1:])
 
 
-def _url(link: Link) -> str:
-    return f"redis://127.0.0.1:{link.port}/0"
-
-
 @asynccontextmanager
 async def redis_fleet(
     folder: Path,
@@ -217,12 +223,13 @@ async def redis_fleet(
     homes: Mapping[str, str] = HOMES,
     *,
     durable: bool = True,
+    relayed: bool = True,
     more_map: str = "",
     **settings: Any,
 ) -> AsyncIterator[RedisFleet]:
     """A started fleet whose tenants are at `homes`; `settings` are fields of every `Gateway`."""
     async with AsyncExitStack() as stack:
-        made = RedisFleet(folder, names, durable=durable)
+        made = RedisFleet(folder, names, durable=durable, relayed=relayed)
         ports = await stack.enter_async_context(application_process(*made.regions))
         stack.push_async_callback(made.stop)
         made.more_map = more_map
