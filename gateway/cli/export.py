@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -48,24 +48,23 @@ def export(config: Path, region: str | None, output: Path | None, format_: Forma
     """Write the map to `output`, or print it."""
     settings = settings_of(config, region)
     redis_of(settings)
-    is_lines = format_ is Format.JSONL or (
-        format_ is None and output is not None and output.name.endswith(LINES_SUFFIXES)
-    )
+    is_lines = output is not None and output.name.endswith(LINES_SUFFIXES)
+    chosen = format_ or (Format.JSONL if is_lines else Format.YAML)
 
     async def work() -> int:
         async with Regions(settings) as regions:
             total = (await regions.here.head()).records
             with _output(output) as file, progress("exporting", total) as done:
-                return await _export(regions, file, is_lines, total <= SORTED_MAX, done)
+                return await _export(regions, file, chosen, total <= SORTED_MAX, done)
 
     return run(work())
 
 
-async def _export(regions: Regions, file: TextIO, is_lines: bool, is_sorted: bool, done: Any) -> int:
+async def _export(regions: Regions, file: TextIO, format_: Format, is_sorted: bool, done: Callable[[int], None]) -> int:
     seen: set[str] = set()  # a scan may give a record twice
     kept: list[Placement] = []
     damaged = written = 0
-    if not is_lines:
+    if format_ is Format.YAML:
         print("tenants:", file=file)
     async for rows in regions.here.scan():
         for tenant, value in rows:
@@ -84,11 +83,11 @@ async def _export(regions: Regions, file: TextIO, is_lines: bool, is_sorted: boo
             if is_sorted:
                 kept.append(placement)
             else:
-                file.write(_written(placement, is_lines))
+                file.write(written_as(placement, format_))
         done(len(seen))
     for placement in sorted(kept, key=lambda placement: placement.tenant):
-        file.write(_written(placement, is_lines))
-    if not is_lines and not written:
+        file.write(written_as(placement, format_))
+    if format_ is Format.YAML and not written:
         print("  {}", file=file)
     return int(Exit.FAILED if damaged else Exit.DONE)
 
@@ -123,9 +122,10 @@ def said(placement: Placement) -> dict[str, Any]:
     return record
 
 
-def _written(placement: Placement, is_lines: bool) -> str:
+def written_as(placement: Placement, format_: Format) -> str:
+    """A tenant in a file: a line, or some lines below `tenants:`."""
     record = said(placement)
-    if is_lines:
+    if format_ is Format.JSONL:
         return json.dumps({"tenant": placement.tenant} | record, ensure_ascii=False, separators=(",", ":")) + "\n"
     body = "".join(f"    {key}: {_yaml(value)}\n" for key, value in record.items())
     return f"  {_yaml(placement.tenant)}:\n{body}"

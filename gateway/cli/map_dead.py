@@ -103,7 +103,7 @@ async def _taken_from(regions: Regions, source: str, tenant: str) -> bool:
     what = "is the current one" if outcome in (Outcome.APPLIED, Outcome.CONFLICT_WON) else "is not newer than ours"
     if outcome in CONFLICTS:
         what += ", after a conflict that `tenants history` shows"
-    print(f"{tenant}: {placement.version} of {source} {what}; the letter is gone")
+    print(f"{tenant}: {placement.version}, as {source} has it, {what}; the letter is gone")
     return True
 
 

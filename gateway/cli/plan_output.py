@@ -39,7 +39,7 @@ def lines(made: Plan, lost: Iterable[str], own: str) -> Iterator[tuple[str, str]
 def summary(made: Plan) -> str:
     """`Plan: 1 to create, 0 to change, ...`: the same words whatever it holds, for `grep`."""
     kinds = made.tally.kinds
-    about = "" if made.is_exact else "about "
+    about = "" if made.is_exact or not made.left_alone else "about "
     return (
         f"Plan: {kinds[Kind.CREATED]} to create, {kinds[Kind.CHANGED]} to change, {kinds[Kind.MOVED]} to move, "
         f"{kinds[Kind.DELETED]} to delete; {made.tally.unchanged} unchanged, {about}{made.left_alone} left alone"
