@@ -128,7 +128,9 @@ def check_free(place: Layout) -> None:
                 busy.append(f"  127.0.0.1:{port} for the {owner}: {error.strerror}")
     if busy:
         lines = "\n".join(busy)
-        raise Refused(f"ports that the demo needs are taken (--base-port moves all of them):\n{lines}")
+        raise Refused(
+            f"ports that the demo needs are taken, perhaps by one that runs already (--base-port moves all):\n{lines}"
+        )
 
 
 def write_files(place: Layout) -> None:

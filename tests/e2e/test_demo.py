@@ -116,15 +116,20 @@ class Demo:
         answer = self.ask(entry, tenant)
         return str(answer.json["region"]) if answer.status == 200 else None
 
+    def admin(self, region: str, path: str) -> Any:
+        """What a region's gateway says of itself."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.place.port("admin", region), timeout=LIMIT_S)
+        with contextlib.closing(connection):
+            connection.request("GET", f"/api/v1/{path}")
+            return json.loads(connection.getresponse().read())
+
     def pids(self) -> list[int]:
-        """The supervisors, controls and workers of all regions."""
+        """The supervisors, controls, replicators and workers of all regions."""
         pids: list[int] = []
         for region in REGIONS:
-            connection = http.client.HTTPConnection("127.0.0.1", self.place.port("admin", region), timeout=LIMIT_S)
-            with contextlib.closing(connection):
-                connection.request("GET", "/api/v1/status")
-                known = json.loads(connection.getresponse().read())["pids"]
-                pids += [known["supervisor"], known["control"], *(worker["pid"] for worker in known["workers"])]
+            known = self.admin(region, "status")["pids"]
+            pids += [known["supervisor"], known["control"], known["replicator"]]
+            pids += [worker["pid"] for worker in known["workers"]]
         return pids
 
     def stop(self, number: int = signal.SIGINT) -> int:
@@ -333,8 +338,7 @@ def test_a_cut_shows_as_lag_and_what_was_written_on_both_sides_meets(demo: Demo)
         until(lambda r=region: demo.said(r, IN_STEP, healed), f"{region} catches up")
 
     def plans() -> set[str]:
-        found = [demo.tenants(entry, "get", "globex", "--json").stdout for entry in REGIONS]
-        return {json.loads(text)["labels"]["plan"] for text in found}
+        return {demo.admin(entry, "tenants/globex")["labels"]["plan"] for entry in REGIONS}
 
     until(lambda: len(plans()) == 1, "one of the two wins everywhere")
     until(lambda: "conflict over tenant globex" in demo.output.read_text()[healed:], "the conflict is named")
@@ -379,7 +383,7 @@ def test_a_second_demo_names_the_ports(demo: Demo) -> None:
 
 def test_it_stops_cleanly_and_leaves_nothing(demo: Demo) -> None:
     pids = demo.pids()
-    assert len(living(pids)) == len(pids) == 9
+    assert len(living(pids)) == len(pids) == 12
     assert demo.stop() == 0
     assert living(pids) == []
     assert all(free(port) for port in demo.place.ports)
