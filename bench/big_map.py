@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import random
@@ -33,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gateway.core.placement import Placement, Version
 from gateway.proxy.chain import build_chain
+from gateway.proxy.main import GC_THRESHOLDS
 from gateway.proxy.worker import Worker
 from gateway.store import generations, snapshot
 from gateway.store.changes import Change, SourceState
@@ -126,6 +128,8 @@ def percentiles(look: Callable[[str], object], names: list[str]) -> tuple[float,
 async def look_up(state: Path, tenants: int) -> dict[str, float]:
     """Through a worker that nothing else happens in."""
     loop = asyncio.get_running_loop()
+    gc.set_threshold(*GC_THRESHOLDS)  # as a worker's own main does
+    gc.freeze()
     worker = Worker(loop, view(cluster("app", 9)), build_chain, state, 0, lambda _: None, AccessLog(None))
     rng = random.Random(2)
     found = {}

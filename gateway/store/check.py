@@ -23,24 +23,33 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
-from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import lmdb
 
 from gateway.store import generations, snapshot
 from gateway.store.making import Content, make
-from gateway.store.pages import Damage, Pages, Tree, read_meta
-from gateway.store.record import StoreError, Summary, boot_id, decode_summary, digest_of, unseal
+from gateway.store.pages import Damage, Pages, Tree
+from gateway.store.record import DIGEST_MODULUS, StoreError, Summary, boot_id, decode_summary, record_hash, unseal
 from gateway.store.tables import COMPLETE_KEY, COMPLETE_MARK, FOLLOWING, SUMMARY_KEY
 
 TRIES: Final = 20
-"""How often a look at a map is begun again because it was written to meanwhile: each takes a fraction of a second."""
+"""How often a look is begun again because the map was written to meanwhile: each takes a fraction of a second."""
+
+PIECE_LEAVES: Final = 1000
+"""So many leaves are read as one commit had them; half as many when it was overtaken, and so on."""
+
+BACKGROUND_NICE: Final = 10
+"""What a check in the background is content with: requests go first."""
 
 NOTHING_YET: Final = "nothing was written to it yet"
 
-DATABASES: Final = (b"tenants", b"hosts", b"meta")
+TENANTS: Final = b"tenants"
+DATABASES: Final = (TENANTS, b"hosts", b"meta")
+
+_T = TypeVar("_T")
 
 WHOLE_RECORDS_MAX: Final = 100_000
 """Up to here a map is walked whole at a start too: it takes less than a second."""
@@ -70,29 +79,58 @@ def inspect(data: Path, full: bool, outline: bool = False) -> Summary | None:
     Every page that can be reached, every record's checksum, the number of records; the digest over all of them with
     `full`, or when the machine was booted since the last commit (commits are not synced to disk). With `outline` a
     large map's outline is enough, unless the machine was booted since.
+
+    A map that is written to meanwhile is walked piece by piece, each as some commit had it. Then pieces, and not their
+    sum, are what is checked: a small map is begun again until it stood still.
     """
     fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        summary = None
         for _ in range(TRIES):
-            before = read_meta(fd).transaction
-            damage: Damage | None = None
-            summary: Summary | None = None
-            try:
-                summary = _inspect(Pages(fd), full, outline)
-            except Damage as error:
-                damage = error
-            # Pages of a commit are used again from the next but one on: only what stood still was seen whole.
-            if read_meta(fd).transaction != before:
-                continue
-            if damage is not None:
-                raise damage
-            return summary
+            transaction, head = _at_rest(fd, _head)
+            if head is None:
+                return None
+            summary = head.summary
+            compares = full or summary.boot != boot_id()
+            if outline and not compares and summary.records > WHOLE_RECORDS_MAX:
+                _at_rest(fd, _outline)
+                break
+            walk = Walk(fd, compares)
+            for name in head.databases:
+                walk.tree(name)
+            stood_still = walk.transactions <= {transaction}
+            if stood_still and compares and walk.digest % DIGEST_MODULUS != summary.digest:
+                raise Damage("its records are not those that were committed: the digest differs")
+            if stood_still or summary.records > WHOLE_RECORDS_MAX:
+                break
+        return summary
     finally:
         os.close(fd)
-    raise OSError(f"{data}: it is written to without a pause and cannot be checked")
 
 
-def _inspect(pages: Pages, full: bool, outline: bool) -> Summary | None:
+def _at_rest(fd: int, look: Callable[[Pages], _T]) -> tuple[int, _T]:
+    """The transaction that was looked at, and what was found there. Raises Damage or OSError."""
+    for _ in range(TRIES):
+        pages = Pages(fd)
+        try:
+            found: _T | Damage = look(pages)
+        except Damage as damage:
+            found = damage
+        if pages.is_current():
+            if isinstance(found, Damage):
+                raise found
+            return pages.meta.transaction, found
+    raise OSError("it is written to without a pause and cannot be checked")
+
+
+class Head(NamedTuple):
+    """What a map says of itself, and the databases that are to be walked."""
+
+    summary: Summary
+    databases: tuple[bytes, ...]
+
+
+def _head(pages: Pages) -> Head | None:
     pages.check_free_list()
     databases = pages.databases()
     if not databases:
@@ -106,26 +144,81 @@ def _inspect(pages: Pages, full: bool, outline: bool) -> Summary | None:
         summary = decode_summary(SUMMARY_KEY, meta.get(SUMMARY_KEY, b""))
     except StoreError as error:
         raise Damage(str(error)) from error
-    if meta.get(COMPLETE_KEY) != COMPLETE_MARK:
+    if meta.get(COMPLETE_KEY) not in (COMPLETE_MARK, None):
         raise Damage("the completeness mark is damaged")
     if databases[b"tenants"].entries != summary.records:
         raise Damage(f"it has {databases[b'tenants'].entries} records and says {summary.records}")
-    compares = full or summary.boot != boot_id()
-    walk: Callable[[Tree], Iterator[tuple[bytes, bytes, int]]] = pages.entries
-    if outline and not compares and summary.records > WHOLE_RECORDS_MAX:
-        walk = partial(pages.outline, leaves_max=LEAVES_MAX)
-    for name in (b"hosts", *FOLLOWING):
-        if name in databases:  # the map of an older program has not all of them
-            for _ in _records(walk(databases[name])):
+    # The map of an older program has not all of them.
+    return Head(summary, tuple(name for name in (TENANTS, b"hosts", *FOLLOWING) if name in databases))
+
+
+def _outline(pages: Pages) -> None:
+    for name, tree in pages.databases().items():
+        if name != b"meta":
+            for _ in _records(pages.outline(tree, LEAVES_MAX)):
                 pass
-    records = _records(walk(databases[b"tenants"]))
-    if compares:
-        if digest_of(records) != summary.digest:
-            raise Damage("its records are not those that were committed: the digest differs")
-    else:
-        for _ in records:
-            pass
-    return summary
+
+
+class Walk:
+    """Over every record of a map: `transactions` are those that were met, `digest` the plain sum over the tenants."""
+
+    def __init__(self, fd: int, compares: bool) -> None:
+        self.transactions: set[int] = set()
+        self.digest = 0
+        self._fd = fd
+        self._compares = compares
+
+    def tree(self, name: bytes) -> None:
+        """Walk one database. Raises Damage, and OSError when it is written to faster than a page can be read."""
+        after, size, tries = b"", PIECE_LEAVES, 0
+        entries = leaves = 0
+        before = set(self.transactions)
+        while True:
+            pages = Pages(self._fd)
+            found: Piece | Damage
+            try:
+                found = self._piece(pages, name, after, size)
+            except Damage as damage:
+                found = damage
+            if not pages.is_current():
+                size, tries = max(1, size // 2), tries + 1
+                if tries > TRIES:
+                    raise OSError("it is written to without a pause and cannot be checked")
+                continue
+            if isinstance(found, Damage):
+                raise found
+            tries = 0
+            self.transactions.add(pages.meta.transaction)
+            self.digest += found.digest
+            entries, leaves, after = entries + found.entries, leaves + found.leaves, found.last
+            if found.leaves < size:
+                break
+        tree = pages.databases()[name]
+        if self.transactions - before <= {pages.meta.transaction} and (entries, leaves) != (tree.entries, tree.leaves):
+            raise Damage(f"a tree of {tree.entries} entries has {entries}")
+
+    def _piece(self, pages: Pages, name: bytes, after: bytes, size: int) -> Piece:
+        tree = pages.databases().get(name)
+        if tree is None:
+            raise Damage(f"database {name.decode()} is missing")
+        entries = leaves = digest = 0
+        for leaf in islice(pages.leaves(tree, after), size):
+            leaves += 1
+            entries += len(leaf)
+            for payload in _records(leaf):
+                if self._compares and name == TENANTS:
+                    digest += record_hash(payload)
+            after = leaf[-1][0] if leaf else after
+        return Piece(entries, leaves, digest, after)
+
+
+class Piece(NamedTuple):
+    """Some leaves of a tree, one after the other; `last` is the last key in them."""
+
+    entries: int
+    leaves: int
+    digest: int
+    last: bytes
 
 
 def _values(pages: Pages, tree: Tree) -> dict[bytes, bytes]:
@@ -221,6 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", action="store_true", help="take a large map for sound by its outline; mend it later")
     parser.add_argument("--whole", action="store_true", help="with --start: walk a large map whole all the same")
     options = parser.parse_args(arguments)
+    if options.full:
+        os.nice(BACKGROUND_NICE)
     outcome = mend(options.state_dir, options.full, options.start, options.whole)
     print(outcome.text, file=sys.stdout if outcome.code is Code.SOUND else sys.stderr)
     return outcome.code

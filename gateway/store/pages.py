@@ -165,6 +165,50 @@ class Pages:
         if (branches, leaves, entries) != (tree.branches, tree.leaves, tree.entries):
             raise Damage(f"a tree of {tree.entries} entries has {entries}")
 
+    def is_current(self) -> bool:
+        """Whether what was read of this commit was its own: pages that the next commit frees the one after may use."""
+        return read_meta(self.fd).transaction <= self.meta.transaction + 1
+
+    def leaves(self, tree: Tree, after: bytes) -> Iterator[list[tuple[bytes, bytes, int]]]:
+        """The entries of each leaf with keys above `after`, in order. Raises Damage; what a tree counts is not held."""
+        if tree.root == NO_PAGE:
+            return
+        if not 1 <= tree.depth <= DEPTH_MAX:
+            raise Damage(f"a tree {tree.depth} levels deep")
+        last, reached = b"", False
+        stack = [(tree.root, 1)]
+        while stack:
+            number, level = stack.pop()
+            page = self._page(number)
+            if level < tree.depth:
+                children = self._branch(page, number)
+                if not reached:
+                    children = children[self._way_to(page, number, after) :]
+                if len(stack) + len(children) > tree.branches + tree.leaves:
+                    raise Damage(f"page {number} has more children than its tree has pages")
+                stack.extend((child, level + 1) for child in reversed(children))
+                continue
+            entries = list(self._leaf(page, number))
+            for key, _, _ in entries:
+                if key <= last:
+                    raise Damage(f"page {number}: keys out of order")
+                last = key
+            if not reached:
+                reached = True
+                entries = [entry for entry in entries if entry[0] > after]
+            if entries:
+                yield entries
+
+    def _way_to(self, page: bytes, number: int, key: bytes) -> int:
+        """Which child of a branch holds `key`, or would. The first one's own key means nothing."""
+        found = 0
+        for index, at in enumerate(self._nodes(page, number, BRANCH)):
+            key_bytes = NODE.unpack_from(page, at)[3]
+            if index and page[at + NODE.size : at + NODE.size + key_bytes] > key:
+                break
+            found = index
+        return found
+
     def outline(self, tree: Tree, leaves_max: int) -> Iterator[tuple[bytes, bytes, int]]:
         """All branches of a tree and, evenly spread, at most `leaves_max` of its leaves: their entries. Raises Damage.
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from gateway.core.placement import Placement
+from gateway.core.placement import Placement, Version
 from gateway.store import check, generations, record, snapshot
+from gateway.store.changes import Change, SourceState
 from gateway.store.check import Code, inspect, mend
 from gateway.store.pages import LEAF, Damage, Pages
 from gateway.store.reader import Reader
@@ -285,6 +286,53 @@ def test_a_map_that_is_written_to_meanwhile_is_no_damage(state: Path) -> None:
         outcomes = [mend(state, full=True) for _ in range(30)]
     assert {outcome.code for outcome in outcomes} == {Code.SOUND}, outcomes
     assert mend(state).text == "the map is sound: 300 records"
+
+
+class Overtaking:
+    """A writer that commits after so many pages were read, as long as the check runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, writer: Writer, every: int) -> None:
+        self.reads = 0
+        read = Pages._page
+
+        def page(pages: Pages, number: int) -> bytes:
+            self.reads += 1
+            if self.reads % every == 0:
+                placement = Placement(
+                    tenant=f"t{self.reads % 400:04}", home=f"r{self.reads}", version=Version(self.reads)
+                )
+                writer.apply([Change(placement.tenant, placement)], SourceState("log", self.reads), 5, complete=True)
+            return read(pages, number)
+
+        monkeypatch.setattr(Pages, "_page", page)
+
+
+@pytest.mark.usefixtures("small_walks")
+@pytest.mark.parametrize("every", [10, 40, 200])
+def test_a_large_map_that_never_stands_still_is_walked_once_and_in_pieces(
+    state: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    data = data_of(state)
+    home = b"\xa5t0700\xa4home\xa9us"
+    with closing(Writer(state / "map")) as writer, monkeypatch.context() as patch:
+        overtaking = Overtaking(patch, writer, every)
+        summary = inspect(data, full=True)
+        assert summary is not None
+        assert summary.records == 801
+        assert overtaking.reads < 5000
+    data.write_bytes(data.read_bytes().replace(home, home[:-2] + b"US"))
+    with closing(Writer(state / "map")) as writer:
+        Overtaking(monkeypatch, writer, every)
+        with pytest.raises(Damage, match="t0700"):
+            inspect(data, full=True)
+
+
+def test_pieces_are_the_whole(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for leaves in (1, 2, 7, 1000):
+        monkeypatch.setattr(check, "PIECE_LEAVES", leaves)
+        summary = inspect(data_of(state), full=True)
+        assert summary is not None
+        assert summary.records == 801
 
 
 @pytest.fixture
