@@ -101,6 +101,8 @@ class Gateway:
     workers: int = 1
     drain: str = "{grace: 100ms, limit: 3s}"
     process: subprocess.Popen[bytes] | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """What its processes have besides ours."""
     started: set[int] = field(default_factory=set)
     """Every process that was ever seen below the supervisor."""
 
@@ -131,7 +133,7 @@ class Gateway:
             self.process = subprocess.Popen(
                 [*python_module("gateway"), "serve", "-c", "gateway.yaml"],
                 cwd=self.folder,
-                env=child_environ(environ),
+                env=child_environ({**environ, **self.environ}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
