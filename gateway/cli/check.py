@@ -6,6 +6,7 @@ Exit 0 when a gateway would start on it, 2 when not. Nothing is written, bound o
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from gateway.settings.filter_check import check_filters
 from gateway.settings.loader import load, read_sources, warnings_for
 from gateway.settings.problems import Invalid, Problem
 from gateway.settings.redis_url import read
-from gateway.settings.schema import MapSource, Settings
+from gateway.settings.schema import MapSource, Settings, TlsSettings
 from gateway.settings.tenants import TENANTS_BYTES_MAX, load_tenants
 
 VALID: Final = 0
@@ -54,13 +55,25 @@ def examine(config: Path, environ: Mapping[str, str], region: str | None = None)
         found = check_filters(settings, sources.filters, environ)  # only a filter knows what it takes
         problems, warnings = list(found.problems), [*warnings, *found.warnings]
     if settings.tenant_map.source is MapSource.REDIS:
-        return Report(problems, warnings, settings, [])
+        return Report(problems, [*warnings, *_unreadable_tls(settings)], settings, [])
     try:
         file = _shown_path(settings.tenant_map.file)
         tenants = load_tenants(file, _read_tenants(file), settings)
     except Invalid as error:
         return Report([*problems, *error.problems], warnings, settings)
     return Report(problems, warnings, settings, tenants)
+
+
+def _unreadable_tls(settings: Settings) -> list[str]:
+    """A gateway starts without these files, but does not reach a Redis over TLS."""
+    redis = settings.tenant_map.redis
+    tls = TlsSettings() if redis is None or redis.tls is None else redis.tls
+    files = (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key))
+    return [
+        f"tenant_map.redis.tls.{key}: {_shown_path(path)} cannot be read"
+        for key, path in files
+        if path is not None and not os.access(path, os.R_OK)
+    ]
 
 
 def _shown_path(path: str) -> str:

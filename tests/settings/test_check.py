@@ -110,6 +110,18 @@ def test_a_replicated_map_needs_no_tenants_file(path: Path) -> None:
     )
 
 
+def test_files_for_tls_that_cannot_be_read_are_warned_of(path: Path) -> None:
+    (path.parent / "ca.pem").write_text("x")
+    redis = "tenant_map: {source: redis, redis: {url: 'rediss://valkey', peers: {there: 'rediss://i'}, tls: TLS}}\n"
+    write(path.parent, SMALL + redis.replace("TLS", "{ca: ca.pem, cert: a.pem, key: a.key}"))
+    code, lines = checked(path)
+    assert code == VALID
+    assert lines[:-1] == [f"warning: tenant_map.redis.tls.{key}: a.{end} cannot be read"
+                          for key, end in (("cert", "pem"), ("key", "key"))]  # fmt: skip
+    write(path.parent, SMALL + redis.replace("TLS", "{ca: ca.pem}"))
+    assert len(checked(path)[1]) == 1
+
+
 def test_a_configuration_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     assert checked(tmp_path / "gateway.yaml") == (
         INVALID,
