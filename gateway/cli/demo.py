@@ -26,7 +26,6 @@ from typing import Final
 
 from gateway.cli.demo_console import say, tail, tell_lag
 from gateway.cli.demo_files import (
-    BASE_PORT,
     DRAIN_LIMIT_S,
     PAIRS,
     REGIONS,
@@ -34,9 +33,11 @@ from gateway.cli.demo_files import (
     append,
     gateway_yaml,
     inside,
+    layout,
     tenants_yaml,
 )
 from gateway.cli.demo_maps import Maps
+from gateway.cli.demo_tell import ANSWER_LIMIT_S, socket_path
 from gateway.cli.demo_text import to_try
 from gateway.cli.embedded_valkey import find_server
 from gateway.cli.output import Exit
@@ -46,9 +47,6 @@ MARK: Final = ".landbridge-demo"
 """Stands in a demo's directory, so that no other directory is ever taken for one and overwritten."""
 
 READY_LIMIT_S: Final = 60.0
-ANSWER_LIMIT_S: Final = 20.0
-"""For what another terminal asks of the demo: an application or a server is started within it."""
-
 ASK_AGAIN_S: Final = 0.05
 KILL_AFTER_S: Final = DRAIN_LIMIT_S + 5.0
 """A supervisor ends within its drain limit; only one that is stuck is still there by then."""
@@ -56,12 +54,6 @@ KILL_AFTER_S: Final = DRAIN_LIMIT_S + 5.0
 
 class Refused(Exception):
     """Why there is no demo; for the person at the terminal."""
-
-
-def layout(base_port: int | None, directory: Path | None) -> Layout:
-    """The demo that these options mean: `.demo/BASE-PORT` here, unless said otherwise."""
-    port = base_port or BASE_PORT
-    return Layout(port, (directory or Path(".demo") / str(port)).absolute())
 
 
 def demo(place: Layout) -> int:
@@ -75,44 +67,6 @@ def demo(place: Layout) -> int:
     except Refused as refusal:
         print(f"landbridge: {refusal}", file=sys.stderr)
         return Exit.BAD_INPUT
-
-
-def tell(place: Layout, verb: str, region: str | None) -> int:
-    """Ask the running demo to break or mend something of a region (None: of all); prints its answer."""
-    if region not in (*REGIONS, None):
-        print(f"landbridge: no such region: {region} (there are {', '.join(REGIONS)})", file=sys.stderr)
-        return Exit.BAD_INPUT
-    answer = _ask(place, f"{verb} {region or ''}")
-    if answer is None:
-        where = inside(place.directory)
-        print(
-            f"landbridge: no demo is running in {where} (other ports or directory? --base-port, --dir)", file=sys.stderr
-        )
-        return Exit.FAILED
-    verdict, _, text = answer.partition(" ")
-    print(text, file=sys.stdout if verdict == "ok" else sys.stderr)
-    return Exit.DONE if verdict == "ok" else Exit.FAILED
-
-
-def _ask(place: Layout, line: str) -> str | None:
-    """One line to the demo's socket and its answer; None when no demo answers."""
-    with contextlib.ExitStack() as stack:
-        try:
-            folder = os.open(place.directory, os.O_PATH | os.O_DIRECTORY)
-            stack.callback(os.close, folder)
-            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-            sock.settimeout(ANSWER_LIMIT_S)
-            sock.connect(_socket_path(folder))
-            sock.sendall(line.encode() + b"\n")
-            with sock.makefile("r") as file:
-                return file.readline().strip() or None
-        except OSError:
-            return None
-
-
-def _socket_path(folder: int) -> str:
-    """Through the directory's descriptor: a socket's path may have 107 bytes only (unix(7))."""
-    return f"/proc/self/fd/{folder}/demo.sock"
 
 
 def check_free(place: Layout) -> None:
@@ -175,7 +129,7 @@ class _Demo:
             loop.add_signal_handler(number, self.stopping.set)
         folder = os.open(self.place.directory, os.O_PATH | os.O_DIRECTORY)
         try:
-            server = await asyncio.start_unix_server(self._answer, _socket_path(folder))
+            server = await asyncio.start_unix_server(self._answer, socket_path(folder))
             async with server, asyncio.TaskGroup() as tasks:
                 running = tasks.create_task(self._run(tasks))
                 try:
@@ -187,7 +141,7 @@ class _Demo:
                     await self._stop()
         finally:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(_socket_path(folder))
+                os.unlink(socket_path(folder))
             os.close(folder)
         return self.code
 

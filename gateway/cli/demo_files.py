@@ -112,6 +112,12 @@ def tenants_yaml(place: Layout) -> str:
     return (REPLICATED if place.replicated else WATCHED) + TENANTS
 
 
+def layout(base_port: int | None, directory: Path | None) -> Layout:
+    """The demo that these options mean: `.demo/BASE-PORT` here, unless said otherwise."""
+    port = base_port or BASE_PORT
+    return Layout(port, (directory or Path(".demo") / str(port)).absolute())
+
+
 def gateway_yaml(place: Layout, region: str) -> str:
     """One region's whole configuration; paths are absolute and quoted as JSON, which is YAML."""
     others = "\n".join(

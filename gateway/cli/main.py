@@ -147,9 +147,10 @@ def demo(context: typer.Context, base_port: BasePort = None, directory: Director
     """Run three regions on this machine; Ctrl-C stops them."""
     context.obj = (base_port, directory)
     if context.invoked_subcommand is None:
-        from gateway.cli import demo as command
+        from gateway.cli.demo import demo as command
+        from gateway.cli.demo_files import layout
 
-        raise typer.Exit(command.demo(command.layout(base_port, directory)))
+        raise typer.Exit(command(layout(base_port, directory)))
 
 
 RegionArgument = Annotated[str, typer.Argument(metavar="REGION", help="us-east-1, eu-west-1 or ap-southeast-2.")]
@@ -158,11 +159,12 @@ RegionArgument = Annotated[str, typer.Argument(metavar="REGION", help="us-east-1
 def _tell_demo(
     context: typer.Context, verb: str, region: str | None, base_port: int | None, directory: Path | None
 ) -> None:
-    from gateway.cli import demo as command
+    from gateway.cli.demo_files import layout
+    from gateway.cli.demo_tell import tell
 
     outer_port, outer_directory = context.obj
-    place = command.layout(base_port or outer_port, directory or outer_directory)
-    raise typer.Exit(command.tell(place, verb, region))
+    place = layout(base_port or outer_port, directory or outer_directory)
+    raise typer.Exit(tell(place, verb, region))
 
 
 @demo_app.command("stop-app")

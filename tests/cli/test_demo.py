@@ -13,8 +13,9 @@ import pytest
 
 from gateway.cli import demo
 from gateway.cli.demo_console import decision
-from gateway.cli.demo_files import PAIRS, REGIONS, Layout, gateway_yaml
+from gateway.cli.demo_files import PAIRS, REGIONS, Layout, gateway_yaml, layout
 from gateway.cli.demo_maps import IN_STEP, behind
+from gateway.cli.demo_tell import tell
 from gateway.cli.demo_text import program, to_try
 from gateway.control.replication.region_map import PeerState
 from gateway.settings.loader import load, read_sources, warnings_for
@@ -44,9 +45,9 @@ def test_the_ports_are_the_documented_ones(place: Layout) -> None:
 
 def test_its_files_are_found_without_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert demo.layout(None, None) == Layout(8000, tmp_path / ".demo" / "8000")
-    assert demo.layout(9000, None) == Layout(9000, tmp_path / ".demo" / "9000")
-    assert demo.layout(9000, Path("here")) == Layout(9000, tmp_path / "here")
+    assert layout(None, None) == Layout(8000, tmp_path / ".demo" / "8000")
+    assert layout(9000, None) == Layout(9000, tmp_path / ".demo" / "9000")
+    assert layout(9000, Path("here")) == Layout(9000, tmp_path / "here")
 
 
 def test_what_it_writes_is_valid_in_every_region(either: Layout) -> None:
@@ -154,9 +155,9 @@ def test_ports_in_use_are_named_before_anything_starts(
 
 
 def test_stop_app_without_a_demo_says_so(place: Layout, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.tell(place, "stop-app", "us-east-1") == 1
+    assert tell(place, "stop-app", "us-east-1") == 1
     assert "no demo is running in" in capsys.readouterr().err
-    assert demo.tell(place, "stop-app", "mars") == 2
+    assert tell(place, "stop-app", "mars") == 2
     assert "no such region: mars" in capsys.readouterr().err
 
 
