@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ import typer
 
 from gateway.cli import plan_output
 from gateway.cli.authors import Audit, author_of
+from gateway.cli.claims import claims_of
 from gateway.cli.options import Format
 from gateway.cli.output import Exit, fail, note, print_json, print_json_list, print_lines, progress
 from gateway.cli.plans import Plan, fleet_of, lag_notes, make_edits, make_plan
@@ -94,13 +95,13 @@ def plan_file(
 async def _plan_file(
     settings: Settings, wanted: Wanted, limits: Limits, prune: bool, detailed: bool, as_json: bool
 ) -> int:
-    with Plan() as made:
+    with claims_of(settings) as claims, Plan(claims=claims) as made:
         async with Regions(settings) as regions:
             with progress(f"planning {wanted.name}", wanted.count) as done:
                 await make_plan(made, regions, settings, wanted.read(), Author("", ""), prune=prune, progress=done)
             silent = await _silent(regions, made)
             notes = [*await lag_notes(regions), *_belongs(made, silent)]
-            broken = broken_rules(made.tally, await fleet_of(regions, settings, made, silent), limits)
+            broken = await _broken(regions, settings, made, silent, limits)
         if as_json:
             rest = plan_output.counts(made) | {"notes": notes, "broken_rules": broken, "damaged": made.damaged}
             changes = (plan_output.as_json(change, (), regions.own) for change in made.changes)
@@ -118,6 +119,11 @@ async def _silent(regions: Regions, made: Plan) -> dict[str, str]:
     """The regions that something has to be written in and that do not answer, and why."""
     needed = [region for region in made.tally.regions if region != regions.own]
     return {region: head for region, head in (await regions.heads(needed)).items() if isinstance(head, str)}
+
+
+async def _broken(regions: Regions, settings: Settings, made: Plan, lost: Collection[str], limits: Limits) -> list[str]:
+    """A line for each rule of safety that a plan breaks."""
+    return broken_rules(made.tally, await fleet_of(regions, settings, made, lost), limits) + made.claims.rule()
 
 
 def _belongs(made: Plan, silent: dict[str, str]) -> list[str]:
@@ -149,7 +155,7 @@ def apply_file(
                     note(line)
             return await carry_out(regions, settings, made, author, limits, options, f"tenants apply -f {file}")
 
-    with wanted_of(file, format_, settings) as wanted, Plan() as made:
+    with wanted_of(file, format_, settings) as wanted, claims_of(settings) as claims, Plan(claims=claims) as made:
         return run(work(wanted, made))
 
 
@@ -205,7 +211,7 @@ async def carry_out(
         if options.as_json:
             print_json(_report(made, Result(), None))
         return int(Exit.FAILED if made.damaged else Exit.DONE)
-    broken = broken_rules(made.tally, await fleet_of(regions, settings, made, lost), limits)
+    broken = await _broken(regions, settings, made, lost, limits)
     _judge(broken, bool(made.tally.unknown), options.force)
     if not options.yes and not typer.confirm("Make these changes?", err=True):
         fail("nothing was done")

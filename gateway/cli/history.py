@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.cli.apply import Options, carry_out, tenant_id
+from gateway.cli.claims import claims_of
 from gateway.cli.output import Exit, fail, note, print_json, print_table, time_of
 from gateway.cli.plans import Plan, make_edits
 from gateway.cli.regions import Regions, redis_of, run
@@ -157,7 +158,7 @@ def rollback(config: Path, region: str | None, tenant: str, to: str | None, opti
             command = f"tenants rollback {name} --to {target.version}"
             return await carry_out(regions, settings, made, author, limits, options, command)
 
-    with Plan() as made:
+    with claims_of(settings) as claims, Plan(claims=claims) as made:
         return run(work(made))
 
 

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from gateway.cli.claims import Claims
 from gateway.cli.regions import DELETED, LIVING_EXACT_MAX, Regions, living
 from gateway.control.registry import SAID_MS, live
 from gateway.control.replication.region_map import MapUnavailable
@@ -91,6 +92,7 @@ class Plan:
     left_alone: int = 0
     is_exact: bool = True
     damaged: list[str] = field(default_factory=list)
+    claims: Claims = field(default_factory=lambda: Claims(lambda host: None))
 
     def __enter__(self) -> Plan:
         return self
@@ -98,9 +100,11 @@ class Plan:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.changes.close()
 
-    def add(self, change: Change, regions: Collection[str]) -> None:
+    def add(self, change: Change, current: Placement | None, regions: Collection[str]) -> None:
+        """One more change, of the record `current`. `regions`: those of the configuration."""
         self.changes.add(change)
         self.tally.add(change, regions)
+        self.claims.see(change, current)
 
 
 def batches(items: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
@@ -139,7 +143,7 @@ async def make_plan(
                 continue
             _check_size(change)
             if (chosen := choose(change)) is not None:
-                made.add(chosen, settings.regions)
+                made.add(chosen, current, settings.regions)
         done += len(batch)
         progress(done)
     made.tenants, made.is_exact = await living(regions.here)
@@ -168,7 +172,7 @@ async def make_edits(
         if change is None:
             made.tally.unchanged += 1
         else:
-            made.add(change, settings.regions)
+            made.add(change, current, settings.regions)
     made.tenants, made.is_exact = await living(regions.here)
     return records
 
@@ -202,7 +206,7 @@ async def _prune(regions: Regions, settings: Settings, made: Plan, ids: Ids, aut
                 continue
             if (current := _current(made, tenant, value)) is not None:
                 pruned.add(tenant)
-                made.add(tombstone(current, author), settings.regions)
+                made.add(tombstone(current, author), current, settings.regions)
 
 
 async def _others(regions: Regions, ids: Ids, found: int) -> int:

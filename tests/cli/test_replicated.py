@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.placement import Failover, Placement, State
+from gateway.store.writer import Writer
 from tests.support.operator_world import HERE, THERE, World
 from tests.support.valkey import Valkey
 
@@ -233,6 +234,22 @@ def test_a_file_that_is_older_than_the_map(filled: World) -> None:
     filled.call("tenants", "apply", "-f", filled.file("tenants: {acme: {home: there}}"), "--yes")
     told = filled.call("tenants", "apply", "-f", str(exported), "--yes", code=3).stderr
     assert "epoch: acme changed home, standby or state since the file was written" in told
+
+
+def test_a_host_of_another_tenant(filled: World) -> None:
+    """It has the first claim, so a second tenant would have a host that leads nobody to it; unless both change."""
+    (filled.state() / "map").mkdir(parents=True)
+    writer = Writer(filled.state() / "map")
+    writer.replace(list(filled.records().values()), 1)
+    writer.close()
+    file = filled.file("tenants: {globex: {home: there, hosts: [Shop.Acme.test]}}")
+    told = filled.call("tenants", "apply", "-f", file, "--yes", code=3).stderr
+    assert "refused: hosts: shop.acme.test of globex is acme's" in told
+    both = "tenants: {globex: {home: there, hosts: [shop.acme.test]}, acme: {home: here, standby: [there]}}"
+    filled.call("tenants", "apply", "-f", filled.file(both), "--yes")
+    globex = filled.record("globex")
+    assert globex is not None
+    assert globex.hosts == ("shop.acme.test",)
 
 
 # --- Redis that does not answer
