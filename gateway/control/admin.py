@@ -20,7 +20,7 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.control import admin_answers as answers
-from gateway.control import shown
+from gateway.control import shown, shown_replication
 from gateway.control.admin_access import Caller, Claim, Failures, Refusal, judge
 from gateway.control.admin_audit import AuditLog, Entry
 from gateway.control.admin_openapi import REASON_CHARS_MAX, Change, Parameter, Route, document
@@ -291,7 +291,11 @@ async def clusters(request: web.Request) -> web.Response:
 
 
 async def the_map(request: web.Request) -> web.Response:
-    return answer(shown.map_status(facts_of(request)))
+    return answer(shown.map_status(facts_of(request), asyncio.get_running_loop().time()))
+
+
+async def gateways(request: web.Request) -> web.Response:
+    return answer(shown_replication.gateways(facts_of(request)))
 
 
 async def config(request: web.Request) -> web.Response:
@@ -314,7 +318,7 @@ async def tenants(request: web.Request) -> web.Response:
         for placement in page:
             scanned, after = scanned + 1, placement.tenant
             if fits is None or fits(placement):
-                found.append(shown.tenant(placement))
+                found.append(shown.stored(facts, placement))
                 if len(found) == limit:
                     break
         if not page:
@@ -347,7 +351,7 @@ async def tenant(request: web.Request) -> web.Response:
     placement = facts.writer.placement(name)
     if placement is None:
         raise GatewayError("tenant_unknown" if facts.writer.complete() else "map_unavailable")
-    return answer(shown.tenant(placement))
+    return answer(shown.stored(facts, placement))
 
 
 async def explanation(request: web.Request) -> web.Response:
@@ -423,6 +427,7 @@ ROUTES: Final = (
     Route("/api/v1/tenants/{id}", "One tenant.", answers.Tenant, tenant, parameters=(_TENANT_ID,),
           refusals={404: "No such tenant."} | _NO_MAP),
     Route("/api/v1/map", "The map's state, and its source's.", answers.MapState, the_map, refusals=_NO_MAP),
+    Route("/api/v1/gateways", "All gateways of all regions.", answers.Gateways, gateways),
     Route("/api/v1/explain", "What would happen to a request, and why.", answers.Explained, explanation,
           parameters=_REQUEST, refusals=_BAD | _NO_MAP),
     Route("/api/v1/config", "The configuration that runs.", answers.Config, config),

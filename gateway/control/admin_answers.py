@@ -85,8 +85,84 @@ class Loss(msgspec.Struct, frozen=True, kw_only=True):
     since: str
 
 
+class LastLag(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replicator last said of a peer, `age_s` ago."""
+
+    state: str
+    lag_records: int
+    lag_s: float
+    age_s: float
+    at: str
+
+
+class PeerLag(msgspec.Struct, frozen=True, kw_only=True):
+    """How far this region is behind the log of another one.
+
+    `state` is following, retrying, resyncing, unreachable, or unknown where nobody has said anything lately; then the
+    lag is null, and `last` has what was known.
+    """
+
+    region: str
+    state: str
+    reason: str
+    offset: str | None = None
+    head: str | None = None
+    lag_records: int | None = None
+    lag_s: float | None = None
+    retries: int = 0
+    conflicts: int = 0
+    holder: str = ""
+    last: LastLag | None = None
+
+
+class DriftCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How many programs and configurations run besides the one that should, over all live gateways of all regions."""
+
+    program: int
+    config: int
+
+
+class WaitingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A record that names a region that is not configured here: the tenant's last one goes on deciding."""
+
+    tenant: str
+    home: str
+    standby: list[str]
+    version: str
+
+
+class ContestedHost(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that several tenants claim. `tenant` claimed it first, and has it."""
+
+    host: str
+    tenant: str
+    others: list[str]
+
+
+class ReplicationState(msgspec.Struct, frozen=True, kw_only=True):
+    """This region's Redis and the others'. `offset` is how far its feed is followed here, `head` where it ends.
+
+    `checked_s` is since it was last read; `waiting` and `contested` have a hundred at most.
+    """
+
+    redis: str
+    connected: bool
+    problem: str | None
+    checked_s: float | None
+    offset: str | None
+    head: str | None
+    behind: int | None
+    complete: bool
+    records: int
+    peers: list[PeerLag]
+    dead_letters: int
+    drift: DriftCount
+    waiting: list[WaitingRecord]
+    contested: list[ContestedHost]
+
+
 class MapState(msgspec.Struct, frozen=True, kw_only=True):
-    """The tenant map, and how its source stands to it."""
+    """The tenant map, and how its source stands to it. `file` is where that is: a file, or a Redis without password."""
 
     complete: bool
     records: int
@@ -103,10 +179,11 @@ class MapState(msgspec.Struct, frozen=True, kw_only=True):
     waiting: Loss | None
     generation: int
     snapshot_problem: str | None
+    replication: ReplicationState | None
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The gateway at a glance. `ready` is what `/readyz` says."""
+    """The gateway at a glance. `ready` is what `/readyz` says; `isolated`: no other region is heard of."""
 
     region: str
     fleet: str
@@ -114,6 +191,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     uptime_s: float
     draining: bool
     ready: bool
+    isolated: bool
     pids: Pids
     restarts: Restarts
     replacements: Replacements
@@ -175,10 +253,36 @@ class Clusters(msgspec.Struct, frozen=True, kw_only=True):
     clusters: list[Cluster]
 
 
+class Gateway(msgspec.Struct, frozen=True, kw_only=True):
+    """One gateway, as it says itself. `live`: it was seen within ten seconds. `config` is SHARED.REGIONAL: what all
+    regions, and what all gateways of one region should have alike. `applied`: region to the offset of its log up to
+    which all workers use it; `behind`: writes of all regions that they do not use yet, null where it cannot be told.
+    """
+
+    region: str
+    id: str
+    here: bool
+    program: str
+    config: str
+    live: bool
+    seen_s: float
+    feed: str | None
+    applied: dict[str, str]
+    behind: int | None
+
+
+class Gateways(msgspec.Struct, frozen=True, kw_only=True):
+    """All gateways of all regions; none for a map that is not replicated."""
+
+    gateways: list[Gateway]
+
+
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     """A placement, its keys named as in the tenants file. `version` is epoch.hlc.region.
 
-    Of a replicated one also who made this version (`by`) and `why`; `takeover`: outside the home region.
+    Of a replicated one also who made this version (`by`) and `why`; `takeover`: outside the home region. It was written
+    in the region `written_in` at `written`, and came here at `arrived`. `waiting` is a newer version that does not
+    count, because it names a region that is not configured here.
     """
 
     tenant: str
@@ -196,6 +300,10 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     by: str
     why: str
     takeover: bool
+    written_in: str | None
+    written: str | None
+    arrived: str | None
+    waiting: str | None
 
 
 class Tenants(msgspec.Struct, frozen=True, kw_only=True):

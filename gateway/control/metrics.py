@@ -11,6 +11,8 @@ from typing import Final
 
 from gateway.bus.stats import Labels, read_series
 from gateway.control.facts import Facts
+from gateway.control.registry import drift
+from gateway.core.replication import parse_offset
 from gateway.core.view import Ability
 from gateway.store.record import StoreError
 from gateway.telemetry.metrics import render
@@ -68,5 +70,26 @@ def _map(facts: Facts, found: Gauges) -> None:
     found["landbridge_map_snapshot_behind", ()] = facts.map_file.behind
     if facts.tenants.age_s is not None:
         found["landbridge_map_age_seconds", ()] = facts.tenants.age_s
+    found["landbridge_isolated", ()] = facts.conditions.isolated
+    _replication(facts, found)
     with suppress(StoreError):  # a map that cannot be read: /readyz and the log say so
         found["landbridge_map_records", ()] = facts.writer.meta().records
+
+
+def _replication(facts: Facts, found: Gauges) -> None:
+    """What is not known has no series: a lag that nobody has measured lately is neither 0 nor what it was."""
+    known = facts.tenants.replication()
+    if known is None:
+        return
+    for peer in known.peers:
+        labels = (("peer", peer),)
+        said = known.said(peer)
+        if said is not None:
+            found["landbridge_map_lag_seconds", labels] = said.lag_s
+            found["landbridge_map_lag_records", labels] = said.lag_records
+            if (offset := parse_offset(said.offset)) is not None:
+                found["landbridge_map_offset", labels] = offset.seq
+    if known.connected:
+        found["landbridge_map_dead_letters", ()] = known.dead_letters
+        for kind, count in drift(known.gateways)._asdict().items():
+            found["landbridge_drift", (("kind", kind),)] = count

@@ -234,7 +234,8 @@ class Registry:
 
     def lost(self, url: str, why: str) -> None:
         """The Redis cannot be read: what is known grows old."""
-        self.known = msgspec.structs.replace(self.known, url=url, connected=False, problem=why)
+        peers = {peer: self.known.peers.get(peer) for peer in _peers_of(self._settings())}
+        self.known = msgspec.structs.replace(self.known, url=url, connected=False, problem=why, peers=peers)
 
     async def run(self, map_: RegionMap, attempts: Attempts) -> None:
         """Say what this gateway is and uses, each second and at once after a change; read what all are, each second."""
@@ -269,9 +270,8 @@ class Registry:
         states = await map_.replication()
         rows = await map_.gateways()
         dead = await map_.dead_count()
-        redis = settings.tenant_map.redis
         before = self.known.peers
-        peers = {peer: states.get(peer) for peer in (() if redis is None else redis.peers)}
+        peers = {peer: states.get(peer) for peer in _peers_of(settings)}
         if any(is_news(before.get(peer), state) for peer, state in peers.items()):
             self.heard_at = asyncio.get_running_loop().time()
         heads = {peer: state.head for peer, state in peers.items() if state is not None}
@@ -291,6 +291,11 @@ class Registry:
             heads=heads,
             dead_letters=dead,
         )
+
+
+def _peers_of(settings: Settings) -> Iterable[str]:
+    redis = settings.tenant_map.redis
+    return () if redis is None else redis.peers
 
 
 HEARD: Final = frozenset({Condition.FOLLOWING, Condition.RESYNCING})

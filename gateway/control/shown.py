@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
 
 from gateway.control import admin_answers as answers
+from gateway.control import shown_replication
 from gateway.control.facts import Facts
 from gateway.control.peers import PeerGateway
 from gateway.control.reload import Outcome
@@ -40,6 +40,7 @@ def status(facts: Facts, now: float) -> answers.Status:
         uptime_s=round(now - facts.started, 3),
         draining=facts.draining,
         ready=not facts.draining and facts.writer.complete(),
+        isolated=facts.conditions.isolated,
         pids=answers.Pids(
             supervisor=facts.processes.supervisor,
             control=facts.processes.control,
@@ -56,7 +57,7 @@ def status(facts: Facts, now: float) -> answers.Status:
             running="last-good" if current.on_disk_differs else "file",
             last_reload=_attempt(current.last),
         ),
-        map=map_status(facts),
+        map=map_status(facts, now),
         filters=answers.FilterState(
             files=tuple(file.path for file in settings.filter_files),
             removed=tuple(
@@ -67,7 +68,7 @@ def status(facts: Facts, now: float) -> answers.Status:
     )
 
 
-def map_status(facts: Facts) -> answers.MapState:
+def map_status(facts: Facts, now: float) -> answers.MapState:
     """The tenant map, and how its source stands to it."""
     meta = facts.writer.meta()
     source = facts.tenants
@@ -87,6 +88,7 @@ def map_status(facts: Facts) -> answers.MapState:
         waiting=_loss(source.pending),
         generation=facts.writer.generation,
         snapshot_problem=facts.map_file.snapshot_problem,
+        replication=shown_replication.replication(facts, now),
     )
 
 
@@ -179,8 +181,14 @@ def _endpoint(facts: Facts, cluster: str, region: str | None, endpoint: Endpoint
     )
 
 
-def tenant(placement: Placement) -> answers.Tenant:
-    """A placement with all its keys, named as in the tenants file."""
+def stored(facts: Facts, placement: Placement) -> answers.Tenant:
+    """A placement of the map, with what the store knows of it besides. Raises StoreError."""
+    writer = facts.writer
+    return tenant(placement, writer.arrived(placement.tenant), writer.newest(placement.tenant))
+
+
+def tenant(placement: Placement, arrived_ms: int | None = None, newest: Placement | None = None) -> answers.Tenant:
+    """A placement with all its keys, named as in the tenants file; `newest` is the newest version that is known."""
     version = placement.version
     return answers.Tenant(
         tenant=placement.tenant,
@@ -198,6 +206,10 @@ def tenant(placement: Placement) -> answers.Tenant:
         by=placement.by,
         why=placement.why,
         takeover=placement.takeover,
+        written_in=version.region or None,
+        written=_time(version.hlc) if version.hlc else None,
+        arrived=None if arrived_ms is None else _time(arrived_ms),
+        waiting=None if newest is None or newest.version == version else str(newest.version),
     )
 
 
@@ -249,4 +261,4 @@ def _attempt(outcome: Outcome | None) -> answers.Attempt | None:
 
 
 def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return shown_replication.time_of(ms)

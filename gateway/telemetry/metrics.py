@@ -172,6 +172,40 @@ _ROWS: Final = (
         "Times that this gateway's replicator took the lease, and so the work for its region",
     ),
     Metric(
+        "landbridge_map_lag_seconds",
+        Kind.GAUGE,
+        "How long ago this region's map last held all that another region had written; no series while it is not known",
+        ("peer",),
+    ),
+    Metric(
+        "landbridge_map_lag_records",
+        Kind.GAUGE,
+        "Writes of another region that are known and are not in this region's map; no series while it is not known",
+        ("peer",),
+    ),
+    Metric(
+        "landbridge_map_offset",
+        Kind.GAUGE,
+        "How far another region's log is followed: the number of the last write that is here",
+        ("peer",),
+    ),
+    Metric(
+        "landbridge_map_dead_letters",
+        Kind.GAUGE,
+        "Values that could not be taken into this region's map and wait for an operator",
+    ),
+    Metric(
+        "landbridge_drift",
+        Kind.GAUGE,
+        "Programs and configurations (kind program, config) that live gateways of all regions run besides one",
+        ("kind",),
+    ),
+    Metric(
+        "landbridge_isolated",
+        Kind.GAUGE,
+        "1 while no other region was heard of for longer than tenant_map.partition_after",
+    ),
+    Metric(
         "landbridge_map_rejected_total",
         Kind.COUNTER,
         "Records from Redis that were not taken in, by reason (oversized, malformed, invalid, unknown_region, older): "

@@ -35,6 +35,7 @@ def test_a_tenant_is_shown_with_all_its_keys() -> None:
     made = {"partition": Partition.READ_ONLY, "by": "alice", "why": "drill", "takeover": True}
     shown = msgspec.to_builtins(tenant(Placement(tenant="acme", home="here", version=Version(2, 3, "there"), **made)))
     keys = {key for key in tenants.TENANT_KEYS if key not in ("limits", "epoch")}
-    assert shown.keys() == {"tenant", "version", "by", "why", "takeover", *keys}
+    stored = {"written_in", "written", "arrived", "waiting"}
+    assert shown.keys() == {"tenant", "version", "by", "why", "takeover", *stored, *keys}
     assert {key: shown[key] for key in made} == made
     assert shown["version"] == "2.3.there"
