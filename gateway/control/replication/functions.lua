@@ -261,6 +261,9 @@ local function take(id, value, origin)
     else
         outcome = 'L'
     end
+    if (outcome == 'S' or outcome == 'L') and not holds(id, was, old) then
+        outcome = 'A' -- ours is damaged, so the version that it claims is nobody's
+    end
     if outcome == 'A' or outcome == 'W' then
         put(id, value, stamp, old, was)
         append_feed(id, value, origin)

@@ -160,10 +160,9 @@ def is_wanted(ours: bytes | None, theirs: bytes, tenant: str, wall_ms: int) -> b
         current = stamp_of(ours)
     except BadValue:
         return True
-    outcome = judge(current, stamp)
-    if outcome is Outcome.DUPLICATE:
+    if judge(current, stamp) in (Outcome.DUPLICATE, Outcome.STALE):
         return not holds(tenant, ours)
-    return outcome is not Outcome.STALE
+    return True
 
 
 def is_tombstone(value: bytes) -> bool:

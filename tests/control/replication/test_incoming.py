@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.control.replication.incoming import (
@@ -67,6 +67,7 @@ def values(draw: st.DrawFn) -> tuple[str, bytes]:
     return tenant, value
 
 
+@settings(deadline=None)
 @given(values())
 @example(("acme", b"1 1.1.us-east-1 - 0000000000000000\n{}"))
 @example(("acme", b"1 1.1.us-east-1 1.0.us-east-1, 0000000000000000\n{}"))
@@ -83,6 +84,7 @@ def test_the_fast_look_says_what_the_rules_say(entry: tuple[str, bytes]) -> None
     assert found == expected
 
 
+@settings(deadline=None)
 @given(values())
 def test_weighing_says_whether_a_sum_holds(entry: tuple[str, bytes]) -> None:
     try:
@@ -145,6 +147,7 @@ stranger = value_of("acme", V3)
         (stranger, second, True),  # it loses, but belongs to the history
         (first[:-2] + b" }", first, True),  # ours is damaged under the same head
         (b"garbage", first, True),
+        (second[:-2] + b" }", first, True),  # damaged, so it descends from nothing
     ],
 )
 def test_what_is_wanted(ours: bytes | None, theirs: bytes, expected: bool) -> None:

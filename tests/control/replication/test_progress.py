@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.control.replication.progress import (
@@ -76,6 +76,7 @@ def test_reads_grow_while_entries_are_small_and_shrink_when_they_are_not() -> No
     assert [read_count_after_failure(n) for n in (READ_FIRST, 3, 1)] == [READ_FIRST // 2, 1, 1]
 
 
+@settings(deadline=None)
 @given(asked=st.integers(1, READ_MAX), each=st.integers(1, 200_000))
 def test_reads_settle_below_the_limit(asked: int, each: int) -> None:
     for _ in range(20):
@@ -142,6 +143,7 @@ def test_what_cannot_be_told_is_not_said_to_be_nothing() -> None:
     assert lag.seconds(1.5) == 0.5
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.001, 1.0), st.integers(0, 50), st.integers(0, 60)), max_size=300))
 def test_seconds_never_claim_more_than_is_known(steps: list[tuple[float, int, int]]) -> None:
     """Against every head ever heard: the age is at least that of the newest moment of which all is here."""

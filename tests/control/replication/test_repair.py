@@ -153,7 +153,7 @@ async def test_a_damaged_record_is_taken_from_a_peer_whatever_was_done_to_it(
 ) -> None:
     async with world(tmp_path, US, EU, AP) as w, workshop(w, w.regions[1]) as shop:
         us, eu, ap = w.regions
-        await us.write("acme", "globex", "initech", "fine")
+        await us.write("acme", "globex", "initech", "umbrella", "fine")
         await shop.catch_up()
         async with workshop(w, ap) as other:
             await other.catch_up()
@@ -163,14 +163,15 @@ async def test_a_damaged_record_is_taken_from_a_peer_whatever_was_done_to_it(
             ("acme", b"scribble"),
             ("globex", head + b"\n" + rest.replace(US.encode(), EU.encode())),
             ("initech", b""),
+            ("umbrella", whole["umbrella"].replace(b"1 1.", b"1 9.", 1)),  # claims to be newer than any
         ):
             eu.server.cli("HSET", keys.TENANTS, tenant, damaged)
         with caplog.at_level(logging.WARNING):
             found = await shop.own.look()
         assert await eu.content() == whole
         assert found.damaged == []
-        assert eu.count(REPAIRED) == 3
-        assert any("3 records here were damaged" in line for line in caplog.messages)
+        assert eu.count(REPAIRED) == 4
+        assert any("4 records here were damaged" in line for line in caplog.messages)
         assert await eu.map.digests() == await us.map.digests()
         assert await eu.map.letters() == {}
 

@@ -95,6 +95,12 @@ async def test_two_writes_that_do_not_know_of_each_other_are_a_conflict_told_wit
 ) -> None:
     async with world(tmp_path, US, EU) as w:
         us, eu = w.regions
+        first = [region.replicate("first") for region in w.regions]
+        await until(lambda: us.is_even_with(eu))
+        await until(lambda: eu.is_even_with(us))
+        for replicator in first:
+            replicator.stop()
+        await asyncio.gather(*(region.running[0][1] for region in w.regions))
         ours = (await us.write("acme", home=US, by="alice"))[0]
         theirs = (await eu.write("acme", home=EU, by="bob"))[0]
         with caplog.at_level(logging.WARNING):
