@@ -146,6 +146,19 @@ def test_a_start_takes_a_large_map_for_sound_by_its_outline(state: Path, monkeyp
 
 
 @pytest.mark.usefixtures("small_walks")
+def test_a_start_reads_of_a_large_map_what_its_bounds_say(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with data_of(state).open("rb") as file:
+        trees = Pages(file.fileno()).databases()
+    assert trees[b"tenants"].leaves > 4 * check.LEAVES_MAX
+    reads = []
+    read = Pages._page
+    monkeypatch.setattr(Pages, "_page", lambda pages, number: reads.append(number) or read(pages, number))
+    inspect(data_of(state), full=False, outline=True)
+    few = 20  # free list, list of databases, summary
+    assert len(reads) <= sum(tree.branches + check.LEAVES_MAX for tree in trees.values()) + few
+
+
+@pytest.mark.usefixtures("small_walks")
 @pytest.mark.parametrize(
     "damage", [cut(0), cut(1), cut(2), cut(20), delete, delete_everything, zero_a_leaf, scribble_over_leaves]
 )
