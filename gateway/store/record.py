@@ -105,8 +105,11 @@ def encode_placement(placement: Placement) -> bytes:
 
 def decode_placement(key: bytes, value: bytes) -> Placement:
     """Read a sealed placement. Raises CorruptRecord."""
+    payload = value[_CRC_BYTES:]
+    if zlib.crc32(payload, zlib.crc32(key)) != int.from_bytes(value[:_CRC_BYTES], "big"):
+        unseal(key, value)  # says what is wrong; here its work is done without a call, since each look-up pays for it
     try:
-        placement = _placement_decoder.decode(unseal(key, value))
+        placement = _placement_decoder.decode(payload)
     except msgspec.MsgspecError as error:
         raise CorruptRecord(f"{key.decode('ascii', 'backslashreplace')}: {error}") from error
     if placement.tenant.encode() != key:

@@ -230,8 +230,11 @@ class Tables:
     def _get(self, database: lmdb._Database, key: bytes) -> bytes | None:
         self.hold_whole()
         try:
-            with self.env.begin() as txn:
+            txn = self.env.begin(database)  # without a `with`: three calls fewer
+            try:
                 return _find(txn, database, key)
+            finally:
+                txn.abort()
         except lmdb.MapResizedError:
             return self.read(lambda txn: _find(txn, database, key))
         except lmdb.Error as error:
