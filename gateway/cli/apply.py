@@ -240,8 +240,8 @@ async def _write(regions: Regions, made: Plan, lost: frozenset[str], result: Res
     total = made.tally.changes
 
     def cut_short(why: str) -> None:
-        note(f"{why}: {result.written} of {total} changes were written; the same command does the rest")
-        audit.write(f"cut short after {result.written} of {total} changes: {why}")
+        note(f"{why}: at least {result.written} of {total} changes were written; the same command does the rest")
+        audit.write(f"cut short after at least {result.written} of {total} changes: {why}")
 
     try:
         with progress("writing", total) as done:

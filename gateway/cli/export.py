@@ -104,7 +104,7 @@ def _output(path: Path | None) -> Iterator[TextIO]:
             yield file
         temporary.replace(path)
     except OSError as error:
-        fail(f"{error.filename or path}: {error.strerror}")
+        fail(f"{path}: {error.strerror}")
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -6,9 +6,12 @@ A region that does not answer is told in one line that names it and where its Re
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Final, TypeVar
+
+import typer
 
 from gateway.cli.output import Exit, fail
 from gateway.control.replication.region_map import MapHead, MapUnavailable, RegionMap
@@ -42,6 +45,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Do it; exit 1 with a line when a Redis that it cannot do without does not answer."""
     try:
         return asyncio.run(work)
+    except BrokenPipeError:  # `landbridge tenants export | head`, which is no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise typer.Exit(int(Exit.DONE)) from None
     except MapUnavailable as error:
         fail(f"the Redis of {error}")
 

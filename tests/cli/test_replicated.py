@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli import apply
+from gateway.control.replication.region_map import MapUnavailable
 from gateway.core.placement import Failover, Placement, State
 from gateway.store.writer import Writer
 from tests.support.operator_world import HERE, THERE, World
@@ -300,6 +302,19 @@ def test_a_takeover_from_a_region_that_is_down(filled: World) -> None:
     globex = filled.record("globex")
     assert globex is not None
     assert not globex.takeover
+
+
+def test_a_region_that_goes_away_while_it_is_written(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(*_: object) -> None:
+        raise MapUnavailable("there (redis://127.0.0.1:1/0): no answer within 3 s")
+
+    monkeypatch.setattr(apply, "write", failing)
+    told = filled.call("tenants", "apply", "-f", filled.file("tenants: {acme: {home: there}}"), "--yes", code=1).stderr
+    assert told == (
+        "landbridge: the Redis of there (redis://127.0.0.1:1/0): no answer within 3 s: "
+        "at least 0 of 1 changes were written; the same command does the rest\n"
+    )
+    assert filled.audited()[-1]["outcome"].startswith("cut short after at least 0 of 1 changes")
 
 
 # --- waiting
