@@ -106,6 +106,7 @@ Cut the replication of eu-west-1. Requests go on; after some seconds this consol
   {call} demo cut eu-west-1{options}
   {SHOW.format("acme")} http://127.0.0.1:{us}/x
   {call} map status -c {here}
+  curl -s http://127.0.0.1:{place.port("admin", "eu-west-1")}/metrics | grep ^landbridge_map_lag
 Write on both sides meanwhile, and heal: one of the two wins everywhere, the conflict is counted, the other is history:
   {label.format("gold")} {call} tenants apply -f - -c {here} --yes
   {label.format("free")} {call} tenants apply -f - -c {there} --yes
