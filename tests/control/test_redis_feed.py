@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 
 from gateway.control.sources import confirm
@@ -400,3 +401,33 @@ async def test_the_row_says_what_workers_use(tmp_path: Path) -> None:
         region.feed.acknowledged(region.writer.transaction())
         await says(f"{two.log_id} {two.seq}")
         assert [row.id for row in region.known.gateways] == [row.id], "it keeps its name"
+
+
+# --- how fast
+
+
+@pytest.mark.timed
+async def test_ten_thousand_changes_take_a_fifth_of_a_second_and_the_loop_goes_on(tmp_path: Path) -> None:
+    count, tenants = 10_000, [f"t{n:04d}" for n in range(2000)]
+    async with followed_region(tmp_path, filled=tenants) as region:
+        await region.stop()
+        for lap in range(count // len(tenants)):
+            await region.write(*tenants, epoch=2 + lap, home=(US, EU)[lap % 2], standby=((EU, US)[lap % 2],))
+        head = await region.map.head()
+        at = f"{head.log_id} {head.feed.last}"
+        stalls: list[float] = []
+        began = last = asyncio.get_running_loop().time()
+        used = time.process_time()
+        region.start()
+        while region.known.offset != at:
+            await asyncio.sleep(0.001)
+            now = asyncio.get_running_loop().time()
+            stalls.append(now - last)
+            last = now
+        cpu_us = (time.process_time() - used) / count * 1e6
+        print(
+            f"\n{count / (last - began):.0f} changes a second, {cpu_us:.1f} us each (20), worst stall {max(stalls):.3f} s"
+        )
+        assert cpu_us < within(20)
+        assert max(stalls) < within(0.05)
+        assert region.home(tenants[0]) == US

@@ -146,8 +146,13 @@ class Region:
     async def followed(self) -> None:
         """Wait until everything that is in Redis now is in the store, and nothing is to be settled."""
         head = await self.map.head()
-        at = f"{head.log_id} {head.feed.last}"
-        await eventually(lambda: not self.feed.stale and self.known.offset == at)
+        at = (head.log_id, head.feed.last)
+
+        def holds() -> bool:
+            stored = self.writer.source()
+            return not self.feed.stale and stored is not None and (stored.log_id, stored.seq) == at
+
+        await eventually(holds)
 
     def reconfigure(self, **changes: object) -> None:
         self.settings = msgspec.structs.replace(self.settings, **changes)

@@ -7,13 +7,17 @@ nothing: that tenant keeps the route that it has.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+import msgspec
+
 from gateway.control.replication.region_map import FeedEntry
-from gateway.core.placement import REGION_NAME, Placement, State
-from gateway.core.replication import VALUE_BYTES_MAX, BadValue, Offset, decode_value
+from gateway.core.placement import REGION_NAME, TENANT_ID, Placement, State
+from gateway.core.replication import LINEAGE_MAX, VALUE_BYTES_MAX, BadValue, Offset, decode_value
 from gateway.core.view import HostTemplate
 from gateway.settings import templates, units
 from gateway.settings.schema import Settings
@@ -38,6 +42,14 @@ NAMED_MAX: Final = 80
 """Characters of an id that is none: enough to find it, too few to fill a log."""
 
 
+_VERSION: Final = rb"[0-9]{1,18}\.[0-9]{1,15}\.[a-z0-9-]{0,32}"
+_HEAD: Final = re.compile(
+    rb"1 (([0-9]{1,18})\.([0-9]{1,15})\.([a-z0-9-]{0,32})) (?:-|%b(?:,%b){0,%d}) ([0-9a-f]{16})\n"
+    % (_VERSION, _VERSION, LINEAGE_MAX - 1)
+)
+_placement: Final = msgspec.json.Decoder(Placement)
+
+
 class Unfit(ValueError):
     """A value that is not taken in."""
 
@@ -55,12 +67,9 @@ class Rules:
 
     def read(self, tenant: str, value: bytes) -> Placement:
         """The record in a value. Raises Unfit."""
-        if len(value) > VALUE_BYTES_MAX:
-            raise Unfit(Reason.OVERSIZED, f"{len(value)} bytes, expected at most {VALUE_BYTES_MAX}")
-        try:
-            placement = decode_value(tenant, value)
-        except BadValue as error:
-            raise Unfit(Reason.MALFORMED, str(error)) from error
+        placement = quick(tenant, value)
+        if placement is None or placement.home not in self._regions or not self._regions.issuperset(placement.standby):
+            placement = _slow(tenant, value)
         if placement.hosts and placement.state is not State.DELETED:
             self._hold_hosts(tenant, placement.hosts)
         if placement.public:
@@ -92,6 +101,35 @@ class Rules:
                 label = template.match(host)
                 if label is not None and label != tenant:
                     raise Unfit(Reason.INVALID, f"hosts: {host} is that of {label} by {key}")
+
+
+def quick(tenant: str, value: bytes) -> Placement | None:
+    """`decode_value` for ten thousand entries a second: the same record for a quarter of the time, or None for whatever
+    is not plain, which the other one decides, with its word why. The names of regions are the caller's to look at.
+    """
+    found = _HEAD.match(value)
+    if found is None or len(value) > VALUE_BYTES_MAX or TENANT_ID.match(tenant) is None:
+        return None
+    version, epoch, hlc, region, total = found.groups()
+    body = value[found.end() :]
+    key = tenant.encode()
+    if hashlib.sha1(b"%b\0%b\0%b" % (key, version, body), usedforsecurity=False).hexdigest()[:16].encode() != total:
+        return None
+    try:
+        # Id and version go into the body's own object, behind everything else: of two equal keys the last one counts.
+        return _placement.decode(b'%b,"tenant":"%b","version":[%b,%b,"%b"]}' % (body[:-1], key, epoch, hlc, region))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _slow(tenant: str, value: bytes) -> Placement:
+    """Raises Unfit."""
+    if len(value) > VALUE_BYTES_MAX:
+        raise Unfit(Reason.OVERSIZED, f"{len(value)} bytes, expected at most {VALUE_BYTES_MAX}")
+    try:
+        return decode_value(tenant, value)
+    except BadValue as error:
+        raise Unfit(Reason.MALFORMED, str(error)) from error
 
 
 def _hold_public(public: dict[str, str]) -> None:
