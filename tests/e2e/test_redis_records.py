@@ -219,6 +219,7 @@ async def test_a_bad_entry_of_a_peers_log_costs_its_tenant_nothing(
     assert await gateway.metric("landbridge_map_bad_values_total", peer=EU) == bad + 1
     letters = await fleet.maps[US].letters()
     assert (list(letters), letters["victim"].source) == (["victim"], EU)
+    await until(metric_is(gateway, "landbridge_map_dead_letters", 1), "the letter is shown")
     written = await fleet.write("victim", US, labels={"n": next(fresh)})
     await fleet.used("victim", written.version)
     assert await fleet.maps[US].letters() == {}

@@ -262,7 +262,8 @@ async def partition(fleet: RedisFleet, seconds: float) -> None:
         assert await status_of(fleet, EU, "readable", "POST") == (503, "partitioned")
         assert await status_of(fleet, EU, "globex", "POST") == (200, "")
         assert await status_of(fleet, US, "acme", "POST") == (200, "")
-        assert (await fleet.maps[US].replication())[EU].lag_s > 0
+        assert await fleet[US].metric("landbridge_map_lag_seconds", peer=EU) > 0.5
+        assert await fleet[EU].metric("landbridge_isolated") == 1
         assert not await fleet.converged()
         while time.monotonic() < began + seconds:
             await asyncio.sleep(0.1)

@@ -34,6 +34,8 @@ US, EU, AP = REGIONS = ("us-east-1", "eu-west-1", "ap-southeast-2")
 KEY = "0123456789abcdef0123456789abcdef"
 LIMIT_S = 30.0
 """Longer than anything takes on a busy machine: it only bounds a failure."""
+START_LIMIT_S = 90.0
+"""As that, for the processes of several gateways at once."""
 
 TENANTS = """\
 tenants:
@@ -259,7 +261,7 @@ class Fleet:
             gateway.config.write_text(self.configuration(gateway))
             gateway.start()
         for gateway in self.gateways.values():
-            await until(gateway.ready, f"{gateway.region} is ready")
+            await until(gateway.ready, f"{gateway.region} is ready", START_LIMIT_S)
         return self
 
     async def stop(self) -> None:

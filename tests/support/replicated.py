@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from gateway.control.replication.region_map import MapUnavailable, Refused, Write, Written
 from gateway.core.placement import Placement, Version, parse_version
 from gateway.core.replication import decode_value, encode_body
-from tests.support.fleet import until
+from tests.support.fleet import LIMIT_S, until
 from tests.support.redis_fleet import RedisFleet
 
 PAGE = 1000
@@ -98,7 +98,7 @@ class Writing:
         async def more() -> bool:
             return self.acknowledged >= wanted
 
-        await until(more, f"{count} more writes are acknowledged")
+        await until(more, f"{count} more writes are acknowledged", LIMIT_S + count * self.pause_s)
 
     def __str__(self) -> str:
         return f"{self.acknowledged} writes acknowledged, {self.refused} refused, {self.unavailable} not possible"
