@@ -128,7 +128,7 @@ class Writer:
             except lmdb.MapFullError:
                 self._forget_last_step()
                 self._grow()
-            except lmdb.Error as error:
+            except (lmdb.Error, OSError) as error:
                 self._forget_last_step()
                 raise StoreError(f"the tenant map cannot be written and stays as it was: {error}") from error
         raise StoreError(f"the tenant map cannot be written: still full after growing {GROWTH_MAX} times")

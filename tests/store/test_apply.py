@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -89,6 +91,41 @@ def test_the_map_grows_under_a_batch(tmp_path: Path) -> None:
         put(writer, *(placement(f"t{n}", hosts=(f"{n}.com",)) for n in range(5000)))
         assert writer.meta().records == 5000
         assert writer.source() == AT
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from gateway.core.placement import Placement
+from gateway.store.changes import Change, SourceState
+from gateway.store.record import StoreError
+from gateway.store.writer import Writer
+writer = Writer(Path(sys.argv[1]))
+size = sum(file.stat().st_size for file in Path(sys.argv[1]).glob("0*/data.mdb"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 65536, resource.RLIM_INFINITY))
+for number in range(100):
+    made = [Placement(tenant=f"t{n}", home="us-east-1") for n in range(number * 100, number * 100 + 100)]
+    changes = [Change(placement.tenant, placement) for placement in made]
+    before = writer.meta()
+    try:
+        writer.apply(changes, SourceState("log", number), 1, True)
+    except StoreError:
+        assert (writer.meta(), writer.source()) == (before, SourceState("log", number - 1))
+        break
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+writer.apply(changes, SourceState("log", number), 1, True)
+print(number, writer.meta().records)
+"""
+
+
+def test_a_full_disk_leaves_the_map_as_it_was_until_there_is_room(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "map")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    number, records = map(int, done.stdout.split())
+    assert 0 < number < 99
+    assert records == number * 100 + 100
+    assert check.mend(tmp_path, full=True).code is check.Code.SOUND
 
 
 def test_a_bad_name_changes_nothing(writer: Writer) -> None:
