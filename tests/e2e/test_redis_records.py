@@ -200,8 +200,14 @@ def unknown_region(tenant: str, before: Version) -> bytes:
     return valid(tenant, before, home="mars-north-1", standby=(EU,))
 
 
+def older(tenant: str, before: Version) -> bytes:
+    """A good record, but for being an old one."""
+    version = Version(before.epoch, before.hlc - HOUR_MS, EU)
+    return encode_value(tenant, version, [], encode_body(Placement(tenant=tenant, home=EU)))
+
+
 BAD = [corrupt, truncated, nonsense, no_json, oversized]
-REASONS = {oversized: "oversized"}
+REASONS = {oversized: "oversized", unknown_region: "unknown_region", older: "older"}
 
 
 @pytest.mark.parametrize("make", BAD)
@@ -226,14 +232,14 @@ async def test_a_bad_entry_of_a_peers_log_costs_its_tenant_nothing(
     print(f"FAULTS 7: {make.__name__} in a peer's log: only its tenant keeps its route, counted once")
 
 
-@pytest.mark.parametrize("make", [*BAD, unknown_region])
+@pytest.mark.parametrize("make", [*BAD, unknown_region, older])
 async def test_a_bad_entry_of_the_own_map_costs_its_tenant_nothing(
     fleet: RedisFleet, load: LoadProcess, make: Callable[[str, Version], bytes], fresh: Iterator[str]
 ) -> None:
     gateway, before = fleet[US], await fleet.holds(US, "victim")
     kept = (await fleet.maps[US].get(["victim"]))[0]
     assert kept is not None
-    reason = {oversized: "oversized", unknown_region: "unknown_region"}.get(make, "malformed")
+    reason = REASONS.get(make, "malformed")
     rejected = await gateway.metric("landbridge_map_rejected_total", reason=reason)
     fleet.scribble(US, "victim", make("victim", before))
     written = await fleet.write("acme", US, labels={"n": next(fresh)})
@@ -248,6 +254,22 @@ async def test_a_bad_entry_of_the_own_map_costs_its_tenant_nothing(
     await fleet.used("victim", written.version, [US])
     assert await fleet.served_by(US, "victim") == US
     print(f"FAULTS 7: {make.__name__} in the own map: only its tenant keeps its route, counted once")
+
+
+async def test_a_record_of_a_peer_that_names_an_unknown_region_waits(
+    fleet: RedisFleet, load: LoadProcess, fresh: Iterator[str]
+) -> None:
+    """It is a record like any other to the replicator, and not routable to the gateway: the last routable one stays."""
+    gateway, before = fleet[US], await fleet.holds(US, "victim")
+    rejected = await gateway.metric("landbridge_map_rejected_total", reason="unknown_region")
+    fleet.forge(EU, "victim", unknown_region("victim", before))
+    written = await fleet.write("globex", EU, labels={"n": next(fresh)})
+    await fleet.used("globex", written.version, [US])
+    assert await fleet.served_by(US, "victim") == US
+    assert await gateway.metric("landbridge_map_rejected_total", reason="unknown_region") == rejected + 1
+    written = await fleet.write("victim", US, home=US, standby=(), labels={"n": next(fresh)})
+    await fleet.used("victim", written.version)
+    assert await fleet.served_by(US, "victim") == US
 
 
 # --- FAULTS 8: a poisoned map
