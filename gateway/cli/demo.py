@@ -120,7 +120,10 @@ class _Demo:
         self.maps = None if server is None else Maps(place, server, self.environ)
         self.gateways: dict[str, Process] = {}
         self.apps: dict[str, Process] = {}
+        self.started = False
         self.stopping = asyncio.Event()
+        self.obeying = asyncio.Lock()
+        """One command at a time: two that start the same server would leave one behind."""
         self.code = Exit.DONE
 
     async def run(self) -> int:
@@ -150,6 +153,7 @@ class _Demo:
         await self._start(tasks)
         if self.stopping.is_set():
             return
+        self.started = True
         self._greet()
         shown = [tail(self.place)] if self.maps is None else [tail(self.place), tell_lag(self.maps)]
         await asyncio.gather(*shown)
@@ -275,14 +279,16 @@ class _Demo:
         with contextlib.suppress(ConnectionError, ValueError, TimeoutError):
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 line = (await reader.readline()).decode(errors="replace").strip()
-                writer.write((await self._obey(line)).encode() + b"\n")
+                async with self.obeying:
+                    answer = await self._obey(line)
+                writer.write(answer.encode() + b"\n")
                 await writer.drain()
         writer.close()
 
     async def _obey(self, line: str) -> str:
         """Carry out one command; the answer begins with ok or error."""
         verb, _, region = line.partition(" ")
-        if not self.apps.keys() >= set(REGIONS) or self.stopping.is_set():
+        if not self.started or self.stopping.is_set():
             return "error the demo is starting or stopping: try again"
         verbs: dict[str, Callable[[str], Awaitable[str]]] = {"stop-app": self._stop_app, "start-app": self._restart_app}
         if self.maps is not None:
