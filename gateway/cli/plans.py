@@ -13,15 +13,18 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Final, TypeVar
 
 import msgspec
 
 from gateway.cli.claims import Claims
+from gateway.cli.output import time_of
 from gateway.cli.regions import DELETED, LIVING_EXACT_MAX, Regions, living
 from gateway.control.registry import SAID_MS, live
 from gateway.control.replication.region_map import MapUnavailable
+from gateway.control.sources import confirm as guard
 from gateway.core.placement import Placement, State
 from gateway.core.planning import Author, Change, Fleet, Tally, plan, tombstone
 from gateway.core.replication import VALUE_BYTES_MAX, BadValue, decode_value, encode_body
@@ -236,6 +239,7 @@ async def fleet_of(regions: Regions, settings: Settings, made: Plan, lost: Itera
             alive[region] = await _alive_there(regions, region)
     head = await regions.here.head()
     states = await regions.here.replication()
+    waiting = guard.waiting(Path(settings.state_dir))
     return Fleet(
         own=regions.own,
         tenants=made.tenants,
@@ -246,6 +250,8 @@ async def fleet_of(regions: Regions, settings: Settings, made: Plan, lost: Itera
             for peer in regions.peers
         },
         lost=frozenset(lost),
+        complete=head.complete,
+        waiting="" if waiting is None else f"{waiting.removed} of {waiting.known}, since {time_of(waiting.since_ms)}",
     )
 
 

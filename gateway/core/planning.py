@@ -206,7 +206,8 @@ class Limits(NamedTuple):
 class Fleet:
     """What is known of the regions. `lag_s` of every region but our own; None: nobody knows.
 
-    `lost` are the regions whose Redis does not answer and that the operator takes over from.
+    `lost` are the regions whose Redis does not answer and that the operator takes over from. `complete`: whether the
+    map that was planned on is whole; `waiting`: what the loss guard holds up there, empty when nothing is.
     """
 
     own: str
@@ -215,6 +216,8 @@ class Fleet:
     live: Mapping[str, int]
     lag_s: Mapping[str, float | None]
     lost: Collection[str] = ()
+    complete: bool = True
+    waiting: str = ""
 
 
 @dataclass(slots=True)
@@ -280,6 +283,7 @@ class Tally:
 def broken_rules(tally: Tally, fleet: Fleet, limits: Limits) -> list[str]:
     """A line for every rule that this plan breaks. Empty: it may be applied."""
     return [
+        *_not_whole(tally, fleet),
         *_unknown_regions(tally),
         *_too_many_moves(tally, fleet, limits),
         *_too_many_deletions(tally, fleet, limits),
@@ -288,6 +292,16 @@ def broken_rules(tally: Tally, fleet: Fleet, limits: Limits) -> list[str]:
         *_lagging(tally, fleet, limits),
         *_overtaken(tally),
     ]
+
+
+def _not_whole(tally: Tally, fleet: Fleet) -> list[str]:
+    """A tenant that is not there only because the map lost it must not begin anew."""
+    lines = []
+    if tally.changes and not fleet.complete:
+        lines.append(f"whole map: that of {fleet.own} is not complete (`tenants import` begins one)")
+    if tally.changes and fleet.waiting:
+        lines.append(f"whole map: that of {fleet.own} has lost records ({fleet.waiting}): `map confirm` first")
+    return lines
 
 
 def _unknown_regions(tally: Tally) -> list[str]:

@@ -14,6 +14,8 @@ import pytest
 
 from gateway.cli import apply
 from gateway.control.replication.region_map import MapUnavailable
+from gateway.control.sources import confirm
+from gateway.control.sources.confirm import Pending
 from gateway.core.placement import Failover, Placement, State
 from gateway.store.writer import Writer
 from tests.support.operator_world import HERE, THERE, World
@@ -236,6 +238,20 @@ def test_a_file_that_is_older_than_the_map(filled: World) -> None:
     filled.call("tenants", "apply", "-f", filled.file("tenants: {acme: {home: there}}"), "--yes")
     told = filled.call("tenants", "apply", "-f", str(exported), "--yes", code=3).stderr
     assert "epoch: acme changed home, standby or state since the file was written" in told
+
+
+def test_a_map_that_is_not_whole_is_not_changed(world: World) -> None:
+    """Tenants that are not there only because they were lost would begin anew, with old epochs."""
+    file = world.file("tenants: {acme: {home: here}}")
+    assert (
+        "whole map: that of here is not complete" in world.call("tenants", "apply", "-f", file, "--yes", code=3).stderr
+    )
+    world.on(HERE, lambda map_: map_.mark_complete())
+    confirm.tell(world.state(), Pending("abc", "redis", 60, 60, 0, (), 1_700_000_000_000))
+    told = world.call("tenants", "apply", "-f", file, "--yes", code=3).stderr
+    assert "has lost records (60 of 60, since 2023-11-14T22:13:20.000Z): `map confirm` first" in told
+    confirm.forget(world.state())
+    world.call("tenants", "apply", "-f", file, "--yes")
 
 
 def test_a_host_of_another_tenant(filled: World) -> None:

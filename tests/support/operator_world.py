@@ -110,6 +110,7 @@ class World:
             rows = self.on(source, read)
             if rows:
                 self.on(target, lambda map_, rows=rows: map_.merge(rows))  # type: ignore[misc]
+            self.on(target, lambda map_: map_.mark_complete())
 
     def alive(
         self, *regions: str, applied: dict[str, str] | None = None, age_ms: int = -HOUR_MS, name: str = "gw-1"
