@@ -134,6 +134,8 @@ async def _compare(regions: Regions, peer: str) -> dict[str, Any]:
         note(f"the Redis of {error}")
         return {"outcome": "it does not answer", "problem": str(error)}
     names = f"{named.tenants} tenants in {len(now)} buckets differ"
+    if not named.tenants:
+        names = "the same records, but one of the digests does not hold: --recount in both regions"
     return found | {"outcome": names, "differing": named.tenants, "tenants": named.first}
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from gateway.cli import apply
+from gateway.cli.main import app
 from gateway.control.replication.region_map import MapUnavailable
 from gateway.control.sources import confirm
 from gateway.control.sources.confirm import Pending
@@ -22,6 +25,9 @@ from tests.support.operator_world import HERE, THERE, World
 from tests.support.valkey import Valkey
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMON = {"--config", "--region", "--json", "--help", "--file", "--output"}
+"""Options that every command has, or that show by their short names."""
+
 TENANTS = """\
 tenants:
   acme: {home: here, standby: [there], hosts: [shop.acme.test], labels: {plan: gold}}
@@ -456,6 +462,22 @@ def test_a_conflict_is_told_in_the_history(filled: World) -> None:
         assert versions[0]["record"]["labels"] == {"by": THERE}
         assert [v["record"]["labels"] for v in versions if v["conflict"]] == [{"by": HERE}]
         assert "conflict: lost" in filled.call("tenants", "history", "globex", region=region).stdout
+
+
+# --- the page
+
+
+def test_the_page_lists_every_rule_and_every_option() -> None:
+    page = (ROOT / "docs" / "tenants.md").read_text()
+    table = page.partition("### What is refused")[2].partition("###")[0]
+    listed = set(re.findall(r"^\| `([a-z ]+)` \|", table, re.MULTILINE))
+    sources = [(ROOT / "gateway" / path).read_text() for path in ("core/planning.py", "cli/claims.py")]
+    broken = {rule for source in sources for rule in re.findall(r'f?"([a-z ]+): [^"]*\{', source)}
+    assert listed == broken
+    for command in ("plan", "apply", "import", "export", "delete", "history", "rollback"):
+        shown = CliRunner().invoke(app, ["tenants", command, "--help"], env={"COLUMNS": "200"}).stdout
+        for option in set(re.findall(r"--[a-z-]+", shown)) - COMMON:
+            assert option in page, (command, option)
 
 
 # --- where the file is the map

@@ -117,6 +117,15 @@ def test_a_recount_finds_what_no_digest_knows_of_and_mends_it(world: World) -> N
     assert world.answer("map", "digest", "--recount", code=1)["recount"]["wrong_buckets"] == []
 
 
+def test_a_digest_that_does_not_hold_is_told_from_maps_that_differ(world: World) -> None:
+    world.servers[THERE].cli("DEL", "{landbridge}:digest")
+    told = world.answer("map", "digest", "--peers", code=1)["peers"][THERE]
+    assert (told["differing"], told["outcome"].partition(":")[0]) == (
+        0,
+        "the same records, but one of the digests does not hold",
+    )
+
+
 def test_a_peer_that_cannot_be_compared(world: World) -> None:
     world.servers[THERE].kill()
     try:
