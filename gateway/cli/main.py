@@ -32,9 +32,9 @@ app.add_typer(map_app.app, name="map")
 app.add_typer(filters_app, name="filters")
 app.add_typer(demo_app, name="demo")
 
-BasePort = Annotated[int | None, typer.Option("--base-port", min=1024, max=65000, help="Moves all ports [8000].")]
+BasePort = Annotated[int | None, typer.Option("--base-port", min=1024, max=65000, help="Moves all ports (8000).")]
 Directory = Annotated[
-    Path | None, typer.Option("--dir", metavar="DIR", help="Where the demo keeps its files [.demo/BASE-PORT].")
+    Path | None, typer.Option("--dir", metavar="DIR", help="Where the demo keeps its files (.demo/BASE-PORT).")
 ]
 
 
@@ -80,7 +80,7 @@ def explain(
     host: Annotated[str, typer.Option("--host", metavar="NAME", help="The request's Host.")],
     config: Config = DEFAULT_CONFIG,
     entry: Annotated[
-        str | None, typer.Option("--from", metavar="REGION", help="The region where it enters [the configuration's].")
+        str | None, typer.Option("--from", metavar="REGION", help="The region where it enters (the configuration's).")
     ] = None,
     method: Annotated[str, typer.Option("--method", metavar="NAME")] = "GET",
     path: Annotated[str, typer.Option("--path", metavar="TARGET", help="Path and query.")] = "/",

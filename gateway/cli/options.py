@@ -36,11 +36,13 @@ Input = Annotated[
     typer.Option("--file", "-f", metavar="FILE", help="Tenants as YAML, or JSON Lines (.jsonl); - is standard input."),
 ]
 TenantFormat = Annotated[
-    Format | None, typer.Option("--format", help="How the file is written [by its name: .jsonl, else YAML].")
+    Format | None, typer.Option("--format", help="How the file is written (by its name: .jsonl, else YAML).")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why: kept in records and audit log.")]
-Actor = Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Who [the user that calls it, @host].")]
+Actor = Annotated[
+    str | None, typer.Option("--actor", metavar="NAME", help="Who (the user that calls it, at this host).")
+]
 Takeover = Annotated[
     bool,
     typer.Option("--takeover", help="Write here what belongs in a region whose Redis does not answer. Needs --reason."),

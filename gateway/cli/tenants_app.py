@@ -197,7 +197,7 @@ def rollback(
     config: Config = DEFAULT_CONFIG,
     region: Region = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="VERSION", help="As `history` lists it [the one before the current].")
+        str | None, typer.Option("--to", metavar="VERSION", help="As `history` lists it (the one before the current).")
     ] = None,
     yes: Yes = False,
     reason: Reason = None,

@@ -85,6 +85,16 @@ def test_wrong_usage_is_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
+def test_help_shows_what_stands_where_nothing_is_given() -> None:
+    """In square brackets it would be taken for markup, and left out."""
+    for command, words in (
+        (["explain"], "(the configuration's)"),
+        (["demo"], "(8000)"),
+        (["tenants", "plan"], ".jsonl"),
+    ):
+        assert words in CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).stdout
+
+
 def test_check_valid_and_not(folder: Path) -> None:
     assert "valid: region here of 2 regions" in call("check").stdout
     assert "region there" in call("check", "--region", "there").stdout
