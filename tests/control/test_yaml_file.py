@@ -22,6 +22,7 @@ from gateway.core.placement import Placement
 from gateway.settings.schema import Address, ClusterSettings, Listen, RegionSettings, Settings, TenantMapSettings
 from gateway.store.wanted import Wanted
 from gateway.store.writer import Writer
+from tests.support.measured import hold
 
 
 @pytest.mark.parametrize(
@@ -378,5 +379,5 @@ async def test_a_hundred_thousand_tenants_stall_the_loop_for_less_than_50_ms(sou
     rounds = [await measure(source, 100_000)]
     while max(rounds[-1]) >= 0.05 and len(rounds) < 3:  # what else ran on this machine then
         rounds.append(await measure(source, 100_000))
-    print("worst stalls in ms, limit 50:", [[round(stall * 1000, 1) for stall in found] for found in rounds])
-    assert max(rounds[-1]) < 0.05, rounds
+    print("worst stalls in ms:", [[round(stall * 1000, 1) for stall in found] for found in rounds])
+    hold("19", "a file of 100,000 tenants stalls control's loop", max(rounds[-1]), 0.05, "ms")

@@ -21,6 +21,7 @@ import pytest
 
 from tests.support.big_bodies import Result, Stream
 from tests.support.fleet import EU, US, fleet
+from tests.support.measured import hold
 from tests.support.processes import rss_anon_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,10 +112,10 @@ async def carry(folder: Path, size: int, pause_s: float, growth_max: int, limit_
     assert len({result.sent for result in results}) == AT_ONCE
     print(
         f"{AT_ONCE} x {size // MIB} MiB up and down in {took:.1f} s: RssAnon of {len(workers)} workers "
-        f"{memory.first / MIB:.1f} MiB grew by {growth / MIB:.1f} MiB, limit {growth_max // MIB} MiB"
+        f"{memory.first / MIB:.1f} MiB at first"
     )
     assert memory.looks > 10
-    assert growth < growth_max
+    hold("27", f"{AT_ONCE} x {size // MIB} MiB up and down: RssAnon grew", growth, growth_max, "MiB")
 
 
 async def test_twenty_bodies_at_once_are_never_in_memory(tmp_path: Path) -> None:

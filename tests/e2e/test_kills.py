@@ -18,6 +18,7 @@ from tests.support.client import Client, Reply, once
 from tests.support.counters import Counters
 from tests.support.fleet import US, Fleet, Gateway, fleet, request, says, until
 from tests.support.load import Load
+from tests.support.measured import hold
 from tests.support.origin import Origin, Seen
 from tests.support.pace import within
 from tests.support.processes import alive, client_ports
@@ -125,8 +126,7 @@ async def test_a_killed_worker_costs_only_what_it_had_in_hand(gateway: Gateway) 
     for slot in (0, 1):
         before = await gateway.serving()
         backs.append(await kill_one(gateway, before[slot], before[1 - slot]))
-    print(f"two workers serve after {min(backs):.2f} s, limit {BACK_S:g} s")
-    assert min(backs) < within(BACK_S)
+    hold("17", "a worker killed: two serve again", min(backs), BACK_S)
 
 
 async def kill_one(gateway: Gateway, victim: int, survivor: int) -> float:
@@ -362,9 +362,8 @@ async def test_a_drain_fails_nothing_and_ends_in_time(tmp_path: Path) -> None:
         assert await gateway.ended() == 0
         took = time.monotonic() - signalled
         assert took < LIMIT_S
-    print(
-        f"drain: unready {unready - signalled:.2f} s, refused {refused:.2f} s, exit {took:.2f} s of {LIMIT_S:g}; {load}"
-    )
+    hold("18", "SIGTERM under load: exit 0", took, LIMIT_S)
+    print(f"drain: unready {unready - signalled:.2f} s, refused {refused:.2f} s; {load}")
 
 
 async def answers(port: int, host: str, path: str, status: int) -> bool:

@@ -24,6 +24,7 @@ from tests.support.client import Client, once
 from tests.support.counters import Counters
 from tests.support.fleet import US, Fleet, Gateway, fleet, request, says, until
 from tests.support.load import Load
+from tests.support.measured import hold
 from tests.support.newcomers import Newcomers
 from tests.support.origin import Origin, Seen
 from tests.support.processes import alive, free_ports, rss_anon_bytes
@@ -118,15 +119,15 @@ async def replacements(gateway: Gateway, rate: float, times: int) -> str:
         for _ in range(times):
             await replace(gateway)
             await load.goes_on(rate / 4)
-    assert load.failed == [], str(load)
-    assert kept.failed == [], str(kept)
+    failed = len(load.failed) + len(kept.failed)
+    hold("18", f"{times} replacements of all workers, {load.ok + kept.ok} requests: failed", failed, 0, "")
     files = list((gateway.folder / "state" / "stats").glob("worker-*.stats"))
     assert len(files) <= 8 * gateway.workers, files
     counted = await gateway.metric(
         "landbridge_requests_total", **{"from": "client", "decision": "local", "code_class": "2xx"}
     )
     assert counted >= load.ok + kept.ok
-    return f"{times} replacements: 0 failed, 0 resets of {load}; kept alive: {kept}; {len(files)} files of counters"
+    return f"{times} replacements: {load}; kept alive: {kept}; {len(files)} files of counters"
 
 
 async def test_replacements_lose_no_connection(gateway: Gateway) -> None:
@@ -307,15 +308,13 @@ async def kills(gateway: Gateway, times: int) -> float:
 
 async def test_a_killed_worker_is_back_within_a_second(gateway: Gateway) -> None:
     took = await kills(gateway, 3)
-    print(f"kill -9 of a worker: a new one accepts after {took:.2f} s (median of 3, limit {BACK_LIMIT_S:g} s)")
-    assert took <= BACK_LIMIT_S
+    hold("17", "kill -9 of a worker: a new one accepts (median of 3)", took, BACK_LIMIT_S)
 
 
 @pytest.mark.faults
 async def test_a_killed_worker_is_back_within_a_second_of_five(gateway: Gateway) -> None:
     took = await kills(gateway, 5)
-    print(f"kill -9 of a worker: a new one accepts after {took:.2f} s (median of 5, limit {BACK_LIMIT_S:g} s)")
-    assert took <= BACK_LIMIT_S
+    hold("17", "kill -9 of a worker: a new one accepts (median of 5)", took, BACK_LIMIT_S)
 
 
 # --- reloads
@@ -348,9 +347,8 @@ async def test_reloads_fail_nothing(gateway: Gateway) -> None:
 @pytest.mark.faults
 async def test_a_hundred_reloads_leave_memory_flat(gateway: Gateway) -> None:
     load, before, after = await reload_often(gateway, 100, 200.0)
-    change = after / before - 1
-    print(f"100 reloads: RssAnon {before / 1e6:.1f} MB, then {after / 1e6:.1f} MB: {change:+.1%} (limit ±5 %); {load}")
-    assert abs(change) <= MEMORY_LIMIT
+    print(f"100 reloads: RssAnon {before / 1e6:.1f} MB, then {after / 1e6:.1f} MB; {load}")
+    hold("19", "100 reloads: RssAnon changed by", abs(after / before - 1), MEMORY_LIMIT, "%")
 
 
 # --- SIGTERM behind a load balancer
@@ -381,11 +379,13 @@ async def drain_behind_a_balancer(
         assert unhealthy < grace_s, "this machine is too busy for this test"
         assert load.failed == [], str(load)
         assert await gateway.ended() == 0
-        took = time.monotonic() - signalled
-    return (
-        f"SIGTERM behind a balancer: {load}; it stopped sending after {unhealthy:.2f} s of {grace_s:g} s of grace; "
-        f"exit 0 after {took:.2f} s (limit {2 * grace_s + 2:g} s)"
-    )
+        hold(
+            "18",
+            f"SIGTERM behind a balancer, {load.ok} requests: exit 0",
+            time.monotonic() - signalled,
+            2 * grace_s + 2,
+        )
+    return f"SIGTERM behind a balancer: {load}; it stopped sending after {unhealthy:.2f} s of {grace_s:g} s of grace"
 
 
 async def test_a_balancer_loses_nothing_to_sigterm(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.fleet import US, Gateway, fleet, until
 from tests.support.load import Load
-from tests.support.pace import within
+from tests.support.measured import hold
 
 TENANTS = "tenants: {acme: {home: us-east-1}}\n"
 LONG = "/" + "x" * 3500
@@ -62,7 +62,7 @@ async def test_a_reader_that_stops_slows_no_request_and_loses_whole_lines(tmp_pa
                 await until(dropped, "lines are dropped and counted")
                 await load.goes_on()
             assert load.failed == [], str(load)
-            assert load.slowest_s < within(SLOWEST_S), str(load)
+            hold("39", "nobody reads the access log: the slowest request", load.slowest_s, SLOWEST_S)
             lines = take(reader).splitlines(keepends=True)
             *whole, last = lines
             assert len(whole) > 10
@@ -71,6 +71,6 @@ async def test_a_reader_that_stops_slows_no_request_and_loses_whole_lines(tmp_pa
                 assert len(line) <= 4096
                 assert json.loads(line)["tenant"] == "acme"
             assert last.endswith(b"\n") or len(last) < 4096  # what the pipe had no more room for comes next
-            print(f"{load}; slowest {load.slowest_s:.3f} s; {len(whole)} whole lines in the pipe")
+            print(f"{load}; {len(whole)} whole lines in the pipe")
         finally:
             os.close(reader)

@@ -22,6 +22,7 @@ from gateway.core.placement import Placement
 from tests.support.client import Reply, once
 from tests.support.fleet import AP, EU, REGIONS, TENANTS, US, Fleet, flag_of, fleet, request, until
 from tests.support.load import Load
+from tests.support.measured import hold
 from tests.support.pace import within
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -330,7 +331,7 @@ async def test_failover_from_every_entry_and_back(regions: Fleet) -> None:
         return {await regions.served_by(e, t) for e in REGIONS for t in ("umbrella", "acme")} == {US}
 
     await until(back, "umbrella and acme are served at home again, whatever the entry", within(RECOVERY_S))
-    print(f"recovery: {time.monotonic() - began:.1f} s, limit {RECOVERY_S:g} s")
+    hold("11", "an application is back: served at home again", time.monotonic() - began, RECOVERY_S)
 
 
 async def is_kept(regions: Fleet, entry: str) -> bool:
@@ -376,8 +377,7 @@ async def test_an_edit_moves_a_tenant_for_all_gateways_within_a_second_and_fails
                 for each in load.answered
             )
             settled = time.monotonic()
-            print(f"move {old} to {new}: {took:.2f} s, limit {MOVE_S:g} s")
-            assert took < within(MOVE_S)
+            hold("move", f"a tenants file sends a tenant from {old} to {new}", took, MOVE_S)
             await asyncio.gather(*(load.goes_on() for load in loads))
             assert set.union(*(load.regions(settled) for load in loads)) == {new}
     print("; ".join(map(str, loads)))

@@ -18,19 +18,26 @@ class Row(NamedTuple):
 
 
 ROWS: list[Row] = []
-_SCALES = {"s": (1.0, "s", ".2f"), "ms": (1e3, "ms", ".1f"), "%": (100.0, "%", "+.1f"), "": (1.0, "", "g")}
+_SCALES = {
+    "s": (1.0, "s", ".2f"),
+    "ms": (1e3, "ms", ".1f"),
+    "MiB": (2**-20, "MiB", ".1f"),
+    "%": (100.0, "%", "+.1f"),
+    "": (1.0, "", "g"),
+}
 """By unit: what a value is multiplied by to be shown, what stands behind it, how it is written."""
 
 
-def hold(fault: str, what: str, value: float, limit: float, unit: str = "s", *, exact: bool = False) -> None:
+def hold(fault: str, what: str, value: float, limit: float, unit: str = "s") -> None:
     """Keep a measurement and assert that it is within its limit: for times and fractions by the rule of `within`.
 
-    `unit` is how it is shown: `s`, `ms` (both of seconds), `%` (of a fraction) or nothing (a count, always exact).
+    `unit` is how it is shown: `s`, `ms` (both of seconds), `%` (of a fraction), `MiB` (of bytes) or nothing (a count):
+    the last two are never allowed for.
     """
     row = Row(fault, what, value, limit, unit)
     ROWS.append(row)
     print(shown(row))
-    assert value <= (limit if exact or not unit else within(limit)), shown(row)
+    assert value <= (limit if unit in ("", "MiB") else within(limit)), shown(row)
 
 
 def shown(row: Row) -> str:
