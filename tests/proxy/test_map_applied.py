@@ -13,8 +13,9 @@ from gateway.bus.messages import MapApplied, MapChanged
 from gateway.core.placement import Placement
 from gateway.proxy.worker import MAP_CHECK_S
 from gateway.store import generations
+from gateway.store.making import Content, make
+from gateway.store.record import Summary
 from gateway.store.wanted import Wanted
-from gateway.store.writer import new_generation
 from tests.support.dataplane import DataPlane, cluster, data_plane, view
 
 MOVE = """
@@ -90,9 +91,9 @@ async def test_nothing_is_said_of_a_generation_that_is_not_followed(tmp_path: Pa
 
 
 def rebuild(tmp_path: Path, home: str) -> int:
-    directory = tmp_path / "map"
-    with generations.locked(directory):
-        return new_generation(directory, content=Wanted.of([Placement(tenant="acme", home=home)]), at_ms=7)
+    wanted = Wanted.of([Placement(tenant="acme", home=home)])
+    with generations.locked(tmp_path / "map"):
+        return make(tmp_path / "map", content=Content(wanted.tenants.items(), Summary(1, wanted.digest, 7)))
 
 
 async def test_another_generation_is_followed_and_said_with_its_own_count(tmp_path: Path) -> None:
