@@ -190,6 +190,13 @@ async def _only_empty(regions: Regions, merge: bool) -> None:
     heads = await regions.heads(regions.maps)
     if isinstance(own := heads[regions.own], str):
         raise MapUnavailable(own)
+    whole = [region for region, head in heads.items() if not isinstance(head, str) and head.complete]
+    if whole and not own.complete:
+        fail(
+            f"nothing was done: the map of {', '.join(whole)} is complete, and {regions.own} takes it over by itself; "
+            f"import there, or wait",
+            Exit.REFUSED,
+        )
     filled = [f"{region} holds {head.records} records" for region, head in heads.items()
               if not isinstance(head, str) and head.records]  # fmt: skip
     for region, head in heads.items():

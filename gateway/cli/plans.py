@@ -23,6 +23,7 @@ from gateway.cli.claims import Claims
 from gateway.cli.output import time_of
 from gateway.cli.regions import DELETED, LIVING_EXACT_MAX, Regions, living
 from gateway.control.registry import SAID_MS, live
+from gateway.control.replication.progress import Condition
 from gateway.control.replication.region_map import MapUnavailable
 from gateway.control.sources import confirm as guard
 from gateway.core.placement import Placement, State
@@ -36,6 +37,8 @@ BATCH: Final = 500
 
 SIZE_LOOKED_AT_FROM: Final = 64
 """A record with fewer hosts, URLs and labels than this in all cannot be too long."""
+NOTED_LAG_S: Final = 1.0
+"""Below it a region is as far as it can be: something is always on its way."""
 HEAD_BYTES_MAX: Final = 1024
 """What a value has before its body: version, lineage, sum."""
 
@@ -274,7 +277,7 @@ async def lag_notes(regions: Regions) -> list[str]:
             notes.append(
                 f"nothing is known of how far {regions.own} is behind {peer}: what changed there may be missing"
             )
-        elif state.lag_records or state.state != "following":
+        elif state.lag_s >= NOTED_LAG_S or state.state != Condition.FOLLOWING:
             behind = f"{state.lag_records} records, {state.lag_s:.1f} s" if state.lag_records else state.state
             notes.append(f"{regions.own} is behind {peer} ({behind}): what changed there may be missing")
     return notes

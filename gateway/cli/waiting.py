@@ -36,7 +36,10 @@ async def wait(regions: Regions, written: Iterable[str], limit_s: float, lost: C
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limit_s
-    targets = await _targets(regions, written)
+    try:
+        targets = await _targets(regions, written)
+    except MapUnavailable as error:
+        return Acknowledged(0, (f"how far its log goes is not known: {error}",), ())
     while True:
         found = _judge(targets, await _rows(regions, lost))
         if not found.laggards or loop.time() >= deadline:

@@ -375,13 +375,20 @@ def test_import_fills_an_empty_map_only(world: World) -> None:
     records = world.records()
     assert {version(record) for record in records.values()} == {(1, HERE), (4, HERE)}
     assert world.on(HERE, lambda map_: map_.head()).complete
-    assert "here holds 3 records" in world.call("tenants", "import", "-f", file, code=3, region=THERE).stderr
-    assert "nothing was done" in world.call("tenants", "import", "-f", file, code=3).stderr
+    assert "here holds 3 records (--merge adds" in world.call("tenants", "import", "-f", file, code=3).stderr
     more = world.file("tenants: {acme: {home: there}, globex: {home: there}, hooli: {home: here}}")
     told = world.call("tenants", "import", "-f", more, "--merge").stderr
     assert "1 are in the map with other content, or deleted, and stay so (`apply` changes them): acme" in told
     assert world.records() | {"hooli": None} == records | {"hooli": None}
     assert version(world.record("hooli")) == (1, HERE)
+
+
+def test_a_region_that_is_being_filled_is_not_called_complete(world: World) -> None:
+    world.call("tenants", "import", "-f", world.file(TENANTS), region=THERE)
+    for more in ([], ["--merge"]):
+        told = world.call("tenants", "import", "-f", world.file(TENANTS), *more, code=3).stderr
+        assert "the map of there is complete, and here takes it over by itself" in told
+    assert not world.on(HERE, lambda map_: map_.head()).complete
 
 
 @pytest.mark.parametrize("name", ["out.yaml", "out.jsonl"])
