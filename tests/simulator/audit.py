@@ -1,12 +1,12 @@
 """Who was promised what, and whether it was kept: looks on from outside, and takes part in nothing.
 
-**Kept.** An acknowledged write is, when all is quiet, current or in the history of some region. It may be missing only
+**Kept.** An acknowledged write is, when all is quiet, current or in the history of some region, and nothing older is
+current. It may be missing only
 (a) if at the moment when a Redis lost data (fell back, was emptied) no other Redis had it, current or in history, and
-no gateway had it as its record: replication is asynchronous, and nobody else knew; (b) if at such a moment
-it was left as a gateway's record only, and that gateway heard of a newer one that came of it (by the feed, or in Redis:
-there a lineage that is full, and does not reach back so far, counts as one that does): a gateway gives back what was
-lost, not what was replaced; or (c) if some region's history of that tenant is full, since a history remembers
-the last twenty.
+no gateway had it as its record: replication is asynchronous, and nobody else knew;
+(b) if at such a moment it was left as a gateway's record only, and a newer one came to that gateway before it gave this
+one back: it gives back what its Redis lacks or has older, and remembers no history;
+(c) if some region's history of that tenant is full, since a history remembers the last twenty.
 
 **Ancestry.** Every version has one parent, the version that compare-and-set found, so a tenant's versions are trees.
 *Two homes at one epoch*: let E and F be the first writes that raised the epoch (or created the tenant) on the two
@@ -17,9 +17,9 @@ the home region may go on writing meanwhile); A's home lost data between them; t
 two regions that did not see each other). The same three explain a deleted tenant that is not deleted in the end without
 anybody's having written on the tombstone.
 
-**Versions are unique**, unless a clock was stepped, a server was emptied (it forgets its hybrid clock), or two regions
-fell back within seconds: then the second may give out again what it wrote on a record of the first and lost. Such
-twins converge by their sums.
+**Versions are unique**, unless a clock was stepped, a server was emptied (it forgets its hybrid clock), or data was
+lost twice within seconds: the second replica knows nothing of the margin that the first one took, or a region gives
+out again what it had written on a record of another that fell as well. Such twins converge by their sums.
 """
 
 from __future__ import annotations
@@ -30,13 +30,9 @@ from typing import Final, NamedTuple
 from gateway.core import replication as rules
 from gateway.core.placement import Placement, State, Version
 from gateway.core.replication import CONFLICTS, LINEAGE_MAX, Outcome
-from tests.simulator.redis import HISTORY_MAX, Record
+from tests.simulator.redis import HISTORY_MAX, Broken, Record
 
 TWINS_WITHIN_MS: Final = rules.FAILOVER_MARGIN_MS + 10_000
-
-
-class Broken(AssertionError):
-    """A promise was not kept: the seed that led here is a bug's."""
 
 
 class Write:
@@ -87,7 +83,7 @@ class Audit:
         self.losses: dict[str, list[tuple[int, int]]] = {}
         """Region to (number of writes before, time) of each loss."""
         self.overtaken: set[Key] = set()
-        """What a gateway had, and did not give back because a newer one took its place in its region's own order."""
+        """What a gateway had before it had something newer."""
         self.rebuilt: set[str] = set()
         """Tenants with a record that a gateway gave back, without what it had replaced."""
         self.excuse_twins = False
@@ -108,9 +104,9 @@ class Audit:
         return write
 
     def _fell_together(self) -> bool:
-        """Whether two regions fell back within seconds of each other."""
-        times = sorted((time, region) for region, losses in self.losses.items() for _, time in losses)
-        return any(b[0] - a[0] < TWINS_WITHIN_MS and a[1] != b[1] for a, b in itertools.pairwise(times))
+        """Whether data was lost twice within seconds."""
+        times = sorted(time for losses in self.losses.values() for _, time in losses)
+        return any(b - a < TWINS_WITHIN_MS for a, b in itertools.pairwise(times))
 
     def lost(self, region: str, now: int, held: set[Key], stored: set[Key]) -> None:
         """A server lost data; `held` is what any Redis still has, `stored` what is some gateway's record."""
@@ -122,9 +118,8 @@ class Audit:
                 else:
                     write.gone = True
 
-    def overtook(self, tenant: str, theirs: Record, ours: Record) -> None:
-        """A gateway has a record that what Redis has is said to come of: it does not give it back."""
-        self.judged(tenant, theirs, ours, Outcome.STALE, set())
+    def overtook(self, tenant: str, ours: Record) -> None:
+        """A newer record took the place of a gateway's."""
         self.overtaken.add(Key(tenant, ours.stamp.sum))
 
     def judged(self, tenant: str, was: Record | None, came: Record, outcome: Outcome, history: set[Version]) -> None:

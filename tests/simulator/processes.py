@@ -15,14 +15,16 @@ from gateway.control.replication import incoming, progress
 from gateway.core import replication as rules
 from gateway.core.placement import Version, newer
 from gateway.core.replication import HLC_MAX, Offset, Outcome, Step
-from tests.simulator.audit import Broken, Key
-from tests.simulator.redis import EPOCH_MS, Down, FeedEntry, LeaseLost, Record, SimRedis
+from tests.simulator.redis import EPOCH_MS, Broken, Down, FeedEntry, LeaseLost, Record, SimRedis
 
 if TYPE_CHECKING:
     from tests.simulator.world import Region, World
 
 CHUNKS: Final = 2
-"""A whole map is read in so many answers."""
+"""What differs in a whole map is read in so many answers."""
+
+ALL: Final = 1_000_000
+"""More entries than any stream has here."""
 
 Entries = list[tuple[str, bytes]]
 
@@ -30,13 +32,17 @@ Entries = list[tuple[str, bytes]]
 class Resync:
     """A comparison of whole maps, as far as it has come."""
 
-    __slots__ = ("buckets", "chunk", "is_complete", "offset")
+    __slots__ = ("buckets", "chunk", "feed_seq", "is_complete", "offset", "own_log")
 
-    def __init__(self, offset: Offset, is_complete: bool, buckets: Collection[str]) -> None:
+    def __init__(
+        self, offset: Offset, feed_seq: int, own_log: str, is_complete: bool, buckets: Collection[str]
+    ) -> None:
         self.offset = offset
+        self.feed_seq = feed_seq
+        self.own_log = own_log
         self.buckets = buckets
         self.is_complete = is_complete
-        self.chunk = 0 if buckets else CHUNKS - 1
+        self.chunk = 0 if buckets else CHUNKS
 
 
 class Replicator:
@@ -73,11 +79,12 @@ class Replicator:
             self._seen = None
 
     def _begin(self, redis: SimRedis) -> None:
-        """Another server process, or another holder before us: what we knew of it is void."""
+        """The lease is ours, or our Redis is another process than before, or was emptied: what it has may be less."""
         redis.begin()
+        if self._seen is None:
+            self._resyncs.clear()
         self._seen = (redis.run, redis.state.log_id)
         self._offsets = dict(redis.state.offsets)
-        self._resyncs.clear()
         self._looks.clear()
 
     def _look(self, redis: SimRedis, peer: Region, repairs: bool) -> None:
@@ -91,7 +98,8 @@ class Replicator:
         match progress.what_next(offset, head, complete=is_complete, peer_complete=is_peer_complete):
             case progress.Next.RESYNC:
                 buckets = progress.differences(redis.digests(), peer.redis.digests()).keys()
-                resync = Resync(Offset(head.log_id, head.last), is_peer_complete, buckets)
+                offset, feed_seq = Offset(head.log_id, head.last), peer.redis.feed_head().last
+                resync = Resync(offset, feed_seq, redis.state.log_id, is_peer_complete, buckets)
                 self._resyncs[peer.name] = resync
                 self._resync(peer, resync)
             case progress.Next.FOLLOW:
@@ -104,11 +112,10 @@ class Replicator:
                 pass
 
     def _follow(self, peer: Region, offset: Offset) -> None:
-        entries = peer.redis.read_log(offset.seq, self._world.batch())
-        seqs = range(offset.seq + 1, offset.seq + 1 + len(entries))
-        assert progress.first_fault(offset, seqs) is None
+        first, entries = peer.redis.read_log(offset.seq, self._world.batch())
+        assert progress.first_fault(offset, range(first, first + len(entries))) is None
         entries = self._world.damaged(entries)
-        self._world.send(peer, self._region, self._take, (self.token, peer.name, offset.log_id, seqs[0], entries))
+        self._world.send(peer, self._region, self._take, (self.token, peer.name, offset.log_id, first, entries))
 
     def _take(self, token: str, peer: str, log_id: str, first: int, entries: Entries) -> None:
         redis = self._region.redis
@@ -128,8 +135,16 @@ class Replicator:
         self._world.changed()
 
     def _resync(self, peer: Region, resync: Resync) -> None:
-        """Ask for the next part of the peer's whole map."""
-        part = [entry for entry in _in_buckets(peer, resync.buckets) if int(entry[0][1:]) % CHUNKS == resync.chunk]
+        """Ask for the next part of the peer's whole map; last for what became current there since we began."""
+        if resync.chunk < CHUNKS:
+            part = [entry for entry in _in_buckets(peer, resync.buckets) if int(entry[0][1:]) % CHUNKS == resync.chunk]
+        else:
+            if not rules.can_follow(Offset(resync.offset.log_id, resync.feed_seq), peer.redis.feed_head()):
+                del self._resyncs[peer.name]  # some of it was trimmed, or all of it rolled back: once more
+                self._world.changed()
+                return
+            _, entries = peer.redis.read_feed(resync.feed_seq, ALL)
+            part = [(entry.tenant, entry.value) for entry in entries if entry.value]
         answer = (peer.name, resync, resync.chunk, self._world.damaged(part))
         self._world.send(peer, self._region, self._resync_take, answer)
 
@@ -139,12 +154,13 @@ class Replicator:
         self._merge(peer, part)
         resync.chunk += 1
         if self._world.verbose:
-            self._world.say(f"{self.token} resyncs from {peer} {resync.offset}: {resync.chunk} of {CHUNKS}")
-        if resync.chunk == CHUNKS:
+            self._world.say(f"{self.token} resyncs from {peer} {resync.offset}: {resync.chunk} of {CHUNKS + 1}")
+        if resync.chunk > CHUNKS:
             del self._resyncs[peer]
             redis = self._region.redis
-            redis.resynced(peer, resync.offset, self.token, resync.is_complete)
+            redis.resynced(peer, resync.offset, self.token, resync.own_log, resync.is_complete)
             self._offsets = dict(redis.state.offsets)
+            self._world.check_claim(self._region, peer)
         self._world.changed()
 
     def _compare(self, redis: SimRedis, peer: Region) -> None:
@@ -203,8 +219,8 @@ class Gateway:
             if self.offset is None or not rules.can_follow(self.offset, head):
                 self._compare(redis, restores)
             elif self.offset.seq < head.last:
-                entries = redis.read_feed(self.offset.seq, self._world.batch())
-                answer = (head.log_id, self.offset.seq + 1, entries)
+                first, entries = redis.read_feed(self.offset.seq, self._world.batch())
+                answer = (head.log_id, first, entries)
                 self._world.send(self._region, self._region, self._take, answer)
         except Down:
             pass
@@ -214,9 +230,6 @@ class Gateway:
             if rules.step(self.offset, log_id, seq) is not Step.APPLIED:
                 continue
             if entry.value:
-                known = self.store.get(entry.tenant)
-                if known is not None:
-                    self._world.audit.overtaken.add(Key(entry.tenant, known.stamp.sum))
                 self._put(entry.tenant, self._world.values.read(entry.tenant, entry.value))
             if entry.origin is not None:
                 self._heard(*entry.origin)
@@ -232,6 +245,8 @@ class Gateway:
         """As the store does: never an older one; an equal version takes its place."""
         known = self.store.get(tenant)
         if known is None or not newer(known.stamp.version, record.stamp.version):
+            if known is not None:
+                self._world.audit.overtook(tenant, known)
             self.store[tenant] = record
             if newer(self._highest.get(tenant, Version()), record.stamp.version):
                 raise Broken(f"{self.name}: {tenant} went back to {record.stamp.version}")
@@ -258,7 +273,7 @@ class Gateway:
         self._world.send(self._region, self._region, self._compared, answer)
 
     def _to_give_back(self, tenants: dict[str, Record]) -> Entries:
-        """Our records that Redis lacks, or has an older one of, or a newer one that does not come of ours.
+        """Our records that Redis lacks, or has an older one of.
 
         A store does not keep what a record replaced: it is given back as what came after the one that Redis has.
         """
@@ -266,19 +281,11 @@ class Gateway:
         for tenant, record in self.store.items():
             theirs = tenants.get(tenant)
             version = record.stamp.version
-            replaces: tuple[Version, ...] = ()
-            if theirs is not None:
-                outcome = rules.judge(theirs.stamp, record.stamp)
-                if outcome is Outcome.DUPLICATE:
-                    continue
-                if outcome is Outcome.STALE:
-                    self._world.audit.overtook(tenant, theirs, record)
-                    continue
-                if theirs.stamp.version < version:
-                    replaces = rules.lineage(theirs.stamp)
-            self._world.audit.rebuilt.add(tenant)
-            body = record.value.partition(b"\n")[2]
-            back.append((tenant, rules.encode_value(tenant, version, replaces, body)))
+            if theirs is None or theirs.stamp.version < version:
+                replaces = () if theirs is None else (theirs.stamp.version, *theirs.stamp.replaces)
+                body = record.value.partition(b"\n")[2]
+                back.append((tenant, rules.encode_value(tenant, version, replaces, body)))
+                self._world.audit.rebuilt.add(tenant)
         return back
 
     def _compared(

@@ -23,6 +23,10 @@ PASTS_MAX: Final = 40
 Origin = tuple[str, Offset]
 
 
+class Broken(AssertionError):
+    """A promise was not kept: the seed that led here is a bug's."""
+
+
 class Down(Exception):
     """No answer: the server is down, or cannot be reached."""
 
@@ -173,11 +177,16 @@ class SimRedis:
         state = self.state
         return Head(state.log_id, state.feed_first, len(state.feed))
 
-    def read_log(self, after: int, count: int) -> list[tuple[str, bytes]]:
-        return self.state.log[after : after + count]
+    def read_log(self, after: int, count: int) -> tuple[int, list[tuple[str, bytes]]]:
+        """The seq of the first entry beyond `after` that is still there, and so many from it on."""
+        state = self.state
+        first = max(after + 1, state.log_first)
+        return first, state.log[first - 1 : first - 1 + count]
 
-    def read_feed(self, after: int, count: int) -> list[FeedEntry]:
-        return self.state.feed[after : after + count]
+    def read_feed(self, after: int, count: int) -> tuple[int, list[FeedEntry]]:
+        state = self.state
+        first = max(after + 1, state.feed_first)
+        return first, state.feed[first - 1 : first - 1 + count]
 
     def get(self, tenant: str) -> Record | None:
         return self.state.tenants.get(tenant)
@@ -232,6 +241,8 @@ class SimRedis:
         is_told = True
         for seq, (tenant, value) in enumerate(entries, first):
             if rules.step(offset, log_id, seq) is Step.APPLIED:
+                if offset is None or (offset.log_id == log_id and seq != offset.seq + 1):
+                    raise Broken(f"{self.region} takes {seq} of {peer} {log_id}, and is at {offset}")
                 offset = Offset(log_id, seq)
                 if value:
                     outcomes.append(self._take(state, tenant, value, (peer, offset)))
@@ -253,11 +264,17 @@ class SimRedis:
                 state.log.append((tenant, value))
         return outcomes
 
-    def resynced(self, peer: str, offset: Offset, lease: str, complete: bool) -> None:
+    def resynced(self, peer: str, offset: Offset, lease: str, own_log: str, complete: bool) -> None:
+        """Nothing, if our log is not called `own_log` any more: what was compared may be lost again."""
         state = self.state
         self._fence(state, lease)
         self._own_the_log()
-        if rules.goes_forward(state.offsets.get(peer), offset, resynced=True):
+        if state.log_id != own_log:
+            return
+        before = state.offsets.get(peer)
+        if rules.goes_forward(before, offset, resynced=True):
+            if before is not None and before.log_id == offset.log_id and offset.seq < before.seq:
+                raise Broken(f"{self.region} goes back from {before} to {offset}")
             state.offsets[peer] = offset
         state.complete = state.complete or complete
         state.feed.append(FeedEntry("", b"", (peer, offset)))
@@ -319,10 +336,13 @@ class SimRedis:
         self._pasts.append((self._time.now, self._state.copied()))
         del self._pasts[:-PASTS_MAX]
 
-    def fall_back(self, since_ms: int) -> bool:
-        """Another process takes over with what there was at that moment; whether anything since is lost."""
+    def fall_back(self, since_ms: int, calls: int) -> bool:
+        """Another process takes over that lacks the last `calls` of the function, as far as they were made since then.
+
+        Whether there were any.
+        """
         earlier = self._state
-        for at, past in reversed(self._pasts):
+        for at, past in reversed(self._pasts[len(self._pasts) - calls :] if calls else ()):
             if at < since_ms:
                 break
             earlier = past

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from gateway.core.placement import Placement
 from gateway.core.replication import BadValue, Offset, can_follow, decode_value
-from tests.simulator.audit import Audit, Broken, Key, full_histories, keys_of
+from tests.simulator.audit import Audit, Key, full_histories, keys_of
 from tests.simulator.operators import Operators
 from tests.simulator.processes import Entries, Gateway, Replicator
-from tests.simulator.redis import Clock, Down, LeaseLost, Record, SimRedis, Values
+from tests.simulator.redis import Broken, Clock, Down, LeaseLost, Record, SimRedis, Values
 
 NAMES: Final = ("ap", "eu", "sa", "uk", "us")
 HOUR_MS: Final = 3_600_000
@@ -64,7 +64,8 @@ class World:
         self.bad = False
         """Something damaged came: its place in a log was counted, and only the digests bring it."""
         count = rng.choice((3, 3, 3, 3, 3, 3, 3, 4, 4, 5))
-        self.clock.ahead_ms = {name: rng.randint(-100, 100) for name in NAMES}
+        skew_ms = rng.choice((100, 2000))
+        self.clock.ahead_ms = {name: rng.randint(-skew_ms, skew_ms) for name in NAMES}
         self.regions = [Region(self, name) for name in NAMES[:count]]
         self.faults = frozenset(f for f, odds in zip(FAULTS, ODDS, strict=True) if rng.random() < odds)
         if only is not None:
@@ -155,8 +156,10 @@ class World:
         if rng.random() < 0.6:
             self._level()
         acts, weights = self._acts()
+        pace_ms = rng.choice((100, 2000, 10_000))
         for _ in range(self.steps):
-            self.clock.now += int(rng.random() ** 4 * 10_000) + 1
+            if rng.random() < 0.7:  # or all happens at once
+                self.clock.now += int(rng.random() ** 4 * pace_ms) + 1
             while self._sent and self._sent[0][0] <= self.clock.now:
                 _, _, act, arguments = heapq.heappop(self._sent)
                 self._arrive(act, arguments)
@@ -170,7 +173,8 @@ class World:
                 if peer is not region:
                     state = peer.redis.state
                     region.redis.merge([(tenant, record.value) for tenant, record in state.tenants.items()])
-                    region.redis.resynced(peer.name, Offset(state.log_id, len(state.log)), "", complete=True)
+                    offset = Offset(state.log_id, len(state.log))
+                    region.redis.resynced(peer.name, offset, "", region.redis.state.log_id, complete=True)
 
     def _acts(self) -> tuple[list[Callable[[], None]], list[float]]:
         """What may happen in this run, and how the odds add up."""
@@ -238,7 +242,7 @@ class World:
         region = self.any_region()
         if region.redis.is_up:
             region.redis.is_up = False
-            since = self.clock.now - self.rng.choice((0, self.rng.randint(0, 1000)))
+            since = self.clock.now - 1000
             if self.verbose:
                 self.say(f"{region.name}'s Redis is down")
             self._post(self.rng.randint(1, 5000), self._start, (region, since))
@@ -251,10 +255,10 @@ class World:
         """A replica takes over that lacks up to four seconds, with a clock of its own, two seconds off at most."""
         region = self.any_region()
         self.clock.ahead_ms[region.name] += self.rng.randint(-2000, 2000)
-        self._fall_back(region, self.clock.now - self.rng.randint(0, 4000))
+        self._fall_back(region, self.clock.now - 4000)
 
     def _fall_back(self, region: Region, since: int) -> None:
-        lost = region.redis.fall_back(since)
+        lost = region.redis.fall_back(since, int(self.rng.random() ** 2 * 10))
         self._note_loss(region)
         if self.verbose:
             self.say(f"{region.name}'s Redis is another process{', which lacks something' if lost else ''}")
@@ -348,6 +352,12 @@ class World:
                 for gateway in region.gateways:
                     if not gateway.alarm:
                         self._check_offset(gateway.name, peer, gateway.origins.get(peer.name), gateway.store)
+
+    def check_claim(self, region: Region, peer: str) -> None:
+        """What was just compared whole is here."""
+        state = region.redis.inside
+        other = next(other for other in self.regions if other.name == peer)
+        self._check_offset(region.name, other, state.offsets.get(peer), state.tenants)
 
     def _check_offset(self, who: str, peer: Region, offset: Offset | None, tenants: dict[str, Record]) -> None:
         log = peer.redis.inside
