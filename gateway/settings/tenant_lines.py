@@ -16,6 +16,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from typing import BinaryIO, Final
 
 import msgspec
@@ -58,6 +59,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _OPTIONAL: Final = _Line.__struct_fields__[2:]
+_optional: Final = attrgetter(*_OPTIONAL)
 _decode: Final = msgspec.json.Decoder(_Line).decode
 
 
@@ -69,7 +71,7 @@ class TenantLines:
         self._source = Source(name)
         self._settings = settings
         check = tenants.Check(settings, Table(self._source, 0), Walk())
-        self._templates = [template for _, template in check.templates]
+        self._templates = [template.match for _, template in check.templates]
         self._clusters = frozenset(name for name in settings.clusters if not name.startswith(REGION_CLUSTER))
         self._can_hop = check.can_hop
 
@@ -139,7 +141,7 @@ class TenantLines:
     def _fast(self, line: _Line, text: bytes) -> Placement | None:
         """The record of this line; None where only the walk can tell. Raises ValueError for the same."""
         known = self._settings.regions
-        values = {key: value for key in _OPTIONAL if (value := getattr(line, key)) is not UNSET}
+        values = {key: value for key, value in zip(_OPTIONAL, _optional(line), strict=True) if value is not UNSET}
         if not TENANT_ID.match(line.tenant) or line.home not in known:
             return None
         if not _is_each_key_once(line, len(values), text):
@@ -176,7 +178,11 @@ class TenantLines:
 
     def _are_own(self, tenant: str, hosts: Sequence[str]) -> bool:
         """Whether no template makes one of the hosts another tenant's."""
-        return all(template.match(host) in (None, tenant) for host in hosts for template in self._templates)
+        for host in hosts:
+            for match in self._templates:
+                if (label := match(host)) is not None and label != tenant:
+                    return False
+        return True
 
     # --- the other way
 
@@ -328,5 +334,6 @@ def _is_each_key_once(line: _Line, optional: int, text: bytes) -> bool:
     colons = 2 + optional
     for mapping in (line.public, line.labels):
         if mapping is not UNSET:
-            colons += len(mapping) + sum(key.count(":") + value.count(":") for key, value in mapping.items())
+            for key, value in mapping.items():
+                colons += 1 + key.count(":") + value.count(":")
     return text.count(b":") == colons and b"\\u003" not in text
