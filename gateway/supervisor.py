@@ -365,8 +365,9 @@ class Supervisor:
             case {"ask": "restart"} if child is self.control:
                 child.expected = True
                 self.send(child, {"cmd": "stop"})
-            case {"ask": "restart-replicator"} if child is self.control and self.replicator is not None:
-                self._restart(self.replicator, now)
+            case {"ask": "restart-replicator"} if child is self.control:
+                if self.replicator is not None:
+                    self._restart(self.replicator, now)
             case {"done": "reload"} if child is self.control:
                 self._reloaded()
             case _:
