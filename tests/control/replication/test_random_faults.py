@@ -130,11 +130,9 @@ async def digests_of(region: Region) -> dict[str, str]:
     return {bucket: f"{total:016x}" for bucket, total in sums.items() if total}
 
 
-async def hold(folder: Path, seed: int, seconds: float) -> None:
+async def hold(folder: Path, seed: int, seconds: float, replicators: int) -> None:
     async with world(folder, US, EU, AP, durable=True) as w:
-        for region in w.regions:
-            await region.start()
-            await region.start()
+        await asyncio.gather(*(region.start() for region in w.regions for _ in range(replicators)))
         storm = Storm(w, random.Random(seed), seconds)
         await storm.run()
 
@@ -162,10 +160,10 @@ async def hold(folder: Path, seed: int, seconds: float) -> None:
 
 
 async def test_nothing_acknowledged_is_lost_whatever_fails(tmp_path: Path) -> None:
-    await hold(tmp_path, seed=20, seconds=4.0)
+    await hold(tmp_path, seed=20, seconds=3.0, replicators=1)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", [101, 102, 103])
 async def test_nothing_acknowledged_is_lost_in_a_long_storm(tmp_path: Path, seed: int) -> None:
-    await hold(tmp_path, seed, seconds=40.0)
+    await hold(tmp_path, seed, seconds=40.0, replicators=2)

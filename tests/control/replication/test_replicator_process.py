@@ -60,8 +60,13 @@ async def at_work(*processes: Process) -> Process:
     return found[0]
 
 
-async def test_a_holder_that_is_killed_is_replaced_and_nothing_is_skipped(tmp_path: Path) -> None:
-    async with world(tmp_path, US, EU) as w:
+async def test_a_holder_that_dies_or_sleeps_is_replaced_and_nothing_is_skipped_or_done_twice(tmp_path: Path) -> None:
+    """Both at once, in worlds of their own: each takes as long as a lease lives."""
+    await asyncio.gather(a_holder_is_killed(tmp_path / "killed"), a_holder_is_stopped_and_wakes(tmp_path / "stopped"))
+
+
+async def a_holder_is_killed(folder: Path) -> None:
+    async with world(folder, US, EU) as w:
         us, eu = w.regions
         first = await eu.start()
         assert await at_work(first) is first
@@ -88,8 +93,9 @@ async def _has(region: Region, tenant: str) -> bool:
     return await region.current(tenant) is not None
 
 
-async def test_a_holder_that_is_stopped_and_wakes_after_another_took_over_does_no_harm(tmp_path: Path) -> None:
-    async with world(tmp_path, US, EU) as w:
+async def a_holder_is_stopped_and_wakes(folder: Path) -> None:
+    """It wakes after another took over, and writes nothing."""
+    async with world(folder, US, EU) as w:
         us, eu = w.regions
         first = await eu.start()
         assert await at_work(first) is first
