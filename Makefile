@@ -1,6 +1,7 @@
 # Everything needs only make, git and a Python of 3.11 or newer with venv. Nothing here needs root.
 #   make demo     three regions on this machine          make check    ruff and mypy
 #   make test     the tests                              make faults   the tests that break things on purpose
+#   make simulate SEEDS=1000000: regions, faults and clocks from a million seeds; the replicated map must survive all
 #   make bench    side-by-side measurements              make build    sdist and wheel in dist/
 #   make clean    remove what the targets above made
 # PYTHON=... chooses the interpreter, BASE_PORT=... moves the demo, ARGS=... goes to pytest.
@@ -11,6 +12,7 @@ INSTALLED := $(VENV)/.installed
 RUNS = -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11; do $$p $(RUNS) && echo $$p; done))
 ARGS ?=
+SEEDS ?= 10000
 
 # Everything that breaks something on purpose, in full length and with every limit as it is written.
 FAULTS = $(addprefix tests/, core/test_model.py control/test_yaml_file.py control/test_peer_probes.py \
@@ -20,7 +22,7 @@ FAULTS = $(addprefix tests/, core/test_model.py control/test_yaml_file.py contro
         test_redis_outage.py test_redis_records.py test_redis_regions.py test_secrets.py test_ssrf.py \
         test_stalled_log.py test_three_regions.py))
 
-.PHONY: demo test check faults bench build clean install
+.PHONY: demo test check faults simulate bench build clean install
 .SILENT:
 
 demo: $(INSTALLED)
@@ -36,6 +38,9 @@ check: $(INSTALLED)
 
 faults: $(INSTALLED)
 	LANDBRIDGE_ALLOWANCE=1 $(BIN)/pytest -s -m '' $(FAULTS) $(ARGS)
+
+simulate: $(INSTALLED)
+	$(BIN)/python -m tests.simulator --seeds $(SEEDS) $(ARGS)
 
 bench: $(INSTALLED)
 	found=; for script in bench/*.py; do \

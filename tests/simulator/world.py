@@ -361,8 +361,8 @@ class World:
 
     def _check_offset(self, who: str, peer: Region, offset: Offset | None, tenants: dict[str, Record]) -> None:
         log = peer.redis.inside
-        if self.bad or offset is None or offset.log_id != log.log_id:
-            return
+        if self.bad or offset is None or offset.log_id != log.log_id or log.run != peer.redis.run:
+            return  # a log that fell back and was not renamed yet may be another than the one that was followed
         for seq, (tenant, value) in enumerate(log.log[: offset.seq], 1):
             version = self.values.read(tenant, value).stamp.version
             here = tenants.get(tenant)
