@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -416,18 +417,20 @@ async def test_ten_thousand_changes_take_a_fifth_of_a_second_and_the_loop_goes_o
         head = await region.map.head()
         at = f"{head.log_id} {head.feed.last}"
         stalls: list[float] = []
+        gc.collect()
+        gc.freeze()  # as control does: the heap of a test run is no part of what is measured
         began = last = asyncio.get_running_loop().time()
         used = time.process_time()
         region.start()
         while region.known.offset != at:
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.002)
             now = asyncio.get_running_loop().time()
             stalls.append(now - last)
             last = now
+        gc.unfreeze()
         cpu_us = (time.process_time() - used) / count * 1e6
-        print(
-            f"\n{count / (last - began):.0f} changes a second, {cpu_us:.1f} us each (20), worst stall {max(stalls):.3f} s"
-        )
+        rate = count / (last - began)
+        print(f"\n{rate:.0f} changes a second, {cpu_us:.1f} us each (20), worst stall {max(stalls):.3f} s (0.05)")
         assert cpu_us < within(20)
         assert max(stalls) < within(0.05)
         assert region.home(tenants[0]) == US

@@ -216,7 +216,7 @@ class RegionMap:
                 _seq(key),
                 fields.get(b"i", b"").decode("utf-8", "replace"),
                 fields.get(b"v", b""),
-                _origin(fields.get(b"o", b"-").decode("utf-8", "replace")),
+                _origin(fields.get(b"o", b"-")),
             )
             for key, fields in rows
         ]
@@ -457,10 +457,13 @@ def _seq(key: bytes) -> int:
     return int(key.partition(b"-")[0])
 
 
-def _origin(text: str) -> tuple[str, Offset] | None:
-    region, _, offset = text.partition(" ")
-    parsed = parse_offset(offset)
-    return None if parsed is None else (region, parsed)
+def _origin(text: bytes) -> tuple[str, Offset] | None:
+    """`region log_id seq`; None for `-`, and for what no function of ours wrote."""
+    try:
+        region, log_id, seq = text.decode().split(" ")
+        return region, Offset(log_id, int(seq))
+    except ValueError:
+        return None
 
 
 def _merged(reply: list[bytes]) -> Merged:

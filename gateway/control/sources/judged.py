@@ -67,14 +67,26 @@ class Rules:
 
     def read(self, tenant: str, value: bytes) -> Placement:
         """The record in a value. Raises Unfit."""
-        placement = quick(tenant, value)
-        if placement is None or placement.home not in self._regions or not self._regions.issuperset(placement.standby):
-            placement = _slow(tenant, value)
+        if len(value) > VALUE_BYTES_MAX:
+            raise Unfit(Reason.OVERSIZED, f"{len(value)} bytes, expected at most {VALUE_BYTES_MAX}")
+        try:
+            placement = decode_value(tenant, value)
+        except BadValue as error:
+            raise Unfit(Reason.MALFORMED, str(error)) from error
         if placement.hosts and placement.state is not State.DELETED:
             self._hold_hosts(tenant, placement.hosts)
         if placement.public:
             _hold_public(placement.public)
         return placement
+
+    def is_plain(self, placement: Placement) -> bool:
+        """Whether there is nothing to look at but its regions, and these are ours: so it is with most."""
+        return (
+            not placement.hosts
+            and not placement.public
+            and placement.home in self._regions
+            and self._regions.issuperset(placement.standby)
+        )
 
     def routable(self, placement: Placement) -> bool:
         """Whether all regions that it names are ours. What is deleted needs none."""
@@ -122,16 +134,6 @@ def quick(tenant: str, value: bytes) -> Placement | None:
         return None
 
 
-def _slow(tenant: str, value: bytes) -> Placement:
-    """Raises Unfit."""
-    if len(value) > VALUE_BYTES_MAX:
-        raise Unfit(Reason.OVERSIZED, f"{len(value)} bytes, expected at most {VALUE_BYTES_MAX}")
-    try:
-        return decode_value(tenant, value)
-    except BadValue as error:
-        raise Unfit(Reason.MALFORMED, str(error)) from error
-
-
 def _hold_public(public: dict[str, str]) -> None:
     for region, url in public.items():
         try:
@@ -160,21 +162,26 @@ class Judged(NamedTuple):
 
 
 def judge_entries(rules: Rules, entries: Iterable[FeedEntry]) -> Judged:
-    """In the order of the feed; a later entry of a tenant does not undo an earlier one that it is older than."""
+    """In the order of the feed; what a later entry of a tenant does to an earlier one is the store's to decide."""
     judged = Judged([], [], {})
-    for entry in entries:
-        if entry.origin is not None:
-            region, offset = entry.origin
-            judged.origins[region] = offset
-        if entry.tenant or entry.value:
-            judge_value(rules, entry.tenant, entry.value, judged)
+    origins = judged.origins
+    for _, tenant, value, origin in entries:
+        if origin is not None:
+            origins[origin[0]] = origin[1]
+        if tenant or value:
+            judge_value(rules, tenant, value, judged)
     return judged
 
 
 def judge_value(rules: Rules, tenant: str, value: bytes, into: Judged) -> None:
     """One value; an empty one says that the tenant is not there any more."""
+    placement = quick(tenant, value)
+    if placement is not None and rules.is_plain(placement):
+        into.changes.append(Change(tenant, placement))
+        return
     if not value:
-        into.changes.append(Change(tenant, None))
+        if TENANT_ID.match(tenant):
+            into.changes.append(Change(tenant, None))
         return
     try:
         placement = rules.read(tenant, value)

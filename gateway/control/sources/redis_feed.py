@@ -30,7 +30,7 @@ from gateway.control.sources.judged import Judged, Rules, judge_entries
 from gateway.control.sources.letters import Letters
 from gateway.control.sources.loss import LossGuard
 from gateway.control.sources.source import Ground
-from gateway.core.replication import Offset, Step, can_follow, step
+from gateway.core.replication import Offset, can_follow
 from gateway.settings.problems import masked_url
 from gateway.settings.schema import RedisSettings, Settings
 from gateway.store.changes import Change
@@ -63,6 +63,9 @@ SEEN_EVERY_MS: Final = 10_000
 COMPARE_PAUSE_S: Final = 0.5
 COMPARE_SHARE: Final = 5
 """After a comparison the next one waits this long, or five times as long as it took."""
+
+GAPS_MAX: Final = 7
+"""Where no comparison helps (an entry that no function wrote ends the feed) they slow down to one a minute."""
 
 SWEEP_S: Final = 300.0
 SWEEP_SHARE: Final = 100
@@ -110,6 +113,8 @@ class RedisFeed:
         self._compare_at = 0.0
         self._sweep_at = 0.0
         self._is_comparing = False
+        self._gaps = 0
+        """Reads in a row that did not go on from our offset."""
 
     # --- what control is told
 
@@ -292,23 +297,16 @@ class RedisFeed:
         """Apply what goes on from our offset; what does not leads to a comparison."""
         assert self._followed.offset is not None
         log_id, seq = self._followed.offset
-        fits = []
-        for entry in entries:
-            match step(Offset(log_id, seq), log_id, entry.seq):
-                case Step.APPLIED:
-                    fits.append(entry)
-                    seq = entry.seq
-                case Step.GAP:
-                    self._followed.compared = False
-                    self._want(f"the feed has nothing between {seq} and {entry.seq}", deep=False)
-                    break
-                case _:
-                    continue  # it was here before
+        fits = _from(seq, entries)
         if not fits:
+            self._gaps += 1
+            self._followed.compared = False
+            self._want(f"its feed has nothing between {seq} and {entries[0].seq}", deep=False)
             await asyncio.sleep(BACKOFF_FIRST_S)  # the same entries come again until a look has found the way
             return
+        self._gaps = 0
         rules = self._rules
-        judged = await self._followed.commit(lambda: judge_entries(rules, fits), Offset(log_id, seq))
+        judged = await self._followed.commit(lambda: judge_entries(rules, fits), Offset(log_id, fits[-1].seq))
         await self._letters.take(map_, judged, self._ground.wall_ms())
 
     async def _look(self, map_: RegionMap, head: MapHead, group: asyncio.TaskGroup) -> None:
@@ -381,7 +379,8 @@ class RedisFeed:
                 self._took_in(cause)
         finally:
             took = loop.time() - began
-            self._compare_at = loop.time() + max(COMPARE_PAUSE_S, COMPARE_SHARE * took)
+            pause = COMPARE_PAUSE_S * 2 ** min(self._gaps, GAPS_MAX)
+            self._compare_at = loop.time() + max(pause, COMPARE_SHARE * took)
             self._sweep_at = loop.time() + max(SWEEP_S, SWEEP_SHARE * took)
             self._is_comparing = False
         if owes and self._guard.pending is None:
@@ -419,6 +418,13 @@ class RedisFeed:
         if count > confirm.NAMED_MAX:
             problems.append(f"and {count - confirm.NAMED_MAX} more tenants")
         return tuple(problems)
+
+
+def _from(seq: int, entries: Sequence[FeedEntry]) -> Sequence[FeedEntry]:
+    """Those that go on from `seq` without a gap. Their numbers grow strictly, so the ends mostly tell."""
+    if entries[0].seq == seq + 1 and entries[-1].seq == seq + len(entries):
+        return entries
+    return [entry for at, entry in enumerate(entries, seq + 1) if entry.seq == at]
 
 
 def redis_of(settings: Settings) -> RedisSettings:
