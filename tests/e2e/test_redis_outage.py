@@ -42,11 +42,40 @@ class Outage(NamedTuple):
     end: Callable[[RedisFleet], None]
 
 
-KILLED = Outage("killed", lambda fleet: fleet.servers[US].kill(), lambda fleet: fleet.servers[US].start())
-HANGS = Outage("hangs", lambda fleet: fleet.servers[US].stop(), lambda fleet: fleet.servers[US].cont())
-DROPPED = Outage("packets dropped", lambda fleet: fleet.own[US].cut(), lambda fleet: fleet.own[US].heal())
-OUTAGES = {outage.name: outage for outage in (KILLED, HANGS, DROPPED)}
+def slow(fleet: RedisFleet, delay_s: float) -> None:
+    fleet.own[US].delay_s = delay_s
+
+
+OUTAGES = {
+    outage.name: outage
+    for outage in (
+        Outage("killed", lambda fleet: fleet.servers[US].kill(), lambda fleet: fleet.servers[US].start()),
+        Outage("hangs", lambda fleet: fleet.servers[US].stop(), lambda fleet: fleet.servers[US].cont()),
+        Outage("packets dropped", lambda fleet: fleet.own[US].cut(), lambda fleet: fleet.own[US].heal()),
+    )
+}
+HALVES = {
+    outage.name: outage
+    for outage in (
+        Outage("slow", lambda fleet: slow(fleet, 0.4), lambda fleet: slow(fleet, 0.0)),
+        Outage(
+            "a replica",
+            lambda fleet: _say(fleet, "REPLICAOF", "127.0.0.1", "1"),
+            lambda fleet: _say(fleet, "REPLICAOF", "NO", "ONE"),
+        ),
+        Outage(
+            "out of memory",
+            lambda fleet: _say(fleet, "CONFIG", "SET", "maxmemory", "1"),
+            lambda fleet: _say(fleet, "CONFIG", "SET", "maxmemory", "0"),
+        ),
+    )
+}
+"""Redis answers, but not as it should: what can be read is read, and the map does not grow stale."""
 FAULT = {"killed": "3", "hangs": "4", "packets dropped": "4"}
+
+
+def _say(fleet: RedisFleet, *words: str) -> None:
+    assert fleet.servers[US].cli(*words).startswith(b"+OK")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -109,6 +138,19 @@ async def test_an_outage_under_load_costs_no_request(fleet: RedisFleet) -> None:
             print(f"Redis {outage.name}: p99 {slower:+.0%}")  # too few to judge by; in full below
             await until(lambda: is_fresh(fleet[US]), "the map counts as fresh")
     assert load.wrong() == [], str(load)
+
+
+async def test_a_redis_that_is_half_there_costs_no_request(fleet: RedisFleet) -> None:
+    """Slow, read-only in the middle of a failover, or full: every reader goes on, and every writer once it can."""
+    gateway = fleet[US]
+    async with load_of(fleet) as load:
+        for outage in HALVES.values():
+            outage.begin(fleet)
+            await load.goes_on(60)
+            assert await is_fresh(gateway)
+            took = await back(fleet, outage)
+            hold("4", f"Redis {outage.name}: writes are used again", took, RECONNECT_S)
+    hold("4", "Redis slow, read-only, full: requests that failed or went wrong", len(load.wrong()), 0, "")
 
 
 PAIRS = 16

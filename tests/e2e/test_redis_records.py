@@ -29,6 +29,7 @@ from tests.support.measured import hold
 from tests.support.origin import Origin
 from tests.support.redis_fleet import RedisFleet, redis_fleet
 from tests.support.replicated import Versions
+from tests.support.valkey import Valkey
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -131,6 +132,18 @@ async def test_flushall_is_undone_by_the_other_region(fleet: RedisFleet, load: L
         await until(metric_is(fleet[US], PENDING, 0), "nothing waits")
         written = await fleet.write("acme", US, labels={"after": "flushall"})
         await fleet.used("acme", written.version)
+
+
+async def test_a_redis_that_is_swapped_for_an_empty_one_is_filled_again(fleet: RedisFleet, load: LoadProcess) -> None:
+    first = fleet.servers[US]
+    empty = await asyncio.to_thread(Valkey, first.directory.with_name("valkey.empty"))
+    async with Versions(fleet):
+        await fleet.turn(US, empty)
+        await until(fleet.alike, "the new one holds everything")
+        await until(metric_is(fleet[US], PENDING, 0), "nothing waits")
+        written = await fleet.write("acme", US, labels={"in": "another server"})
+        await fleet.used("acme", written.version)
+    first.kill()
 
 
 async def test_many_entries_that_vanish_stay_until_an_operator_confirms(
