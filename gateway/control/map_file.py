@@ -81,18 +81,28 @@ class MapFile:
             if stamp(self.snapshot_path) != self._stamp:
                 self._dirty.set()
             if self._asked.is_set() or loop.time() >= due:
+                is_routine = not self._asked.is_set() and self._is_served()
                 self._asked.clear()
                 began = loop.time()
-                await self._check()
+                await self._check(is_routine)
                 took = loop.time() - began
                 due = loop.time() + max(CHECK_EVERY_S, CHECK_SHARE * took)
                 await asyncio.sleep(CHECK_PAUSE_S)
             else:
                 await _wait(self._asked, LOOK_S)
 
-    async def _check(self) -> None:
+    def _is_served(self) -> bool:
+        """Whether nothing is wrong as far as is known: then requests go first. A map that is bad cannot wait."""
+        try:
+            return self._writer.complete()
+        except StoreError:
+            return False
+
+    async def _check(self, is_routine: bool) -> None:
         """Have a child check the file, and follow to where the map is then."""
         command = [sys.executable, "-P", "-m", "gateway.store.check", "--state-dir", str(self._state_dir), "--full"]
+        if is_routine:
+            command.append("--gentle")
         try:
             code, said = await _run(command)
         except (OSError, TimeoutError) as error:

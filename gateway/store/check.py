@@ -42,7 +42,7 @@ PIECE_LEAVES: Final = 1000
 """So many leaves are read as one commit had them; half as many when it was overtaken, and so on."""
 
 BACKGROUND_NICE: Final = 10
-"""What a check in the background is content with: requests go first."""
+"""What a routine check is content with: requests go first."""
 
 NOTHING_YET: Final = "nothing was written to it yet"
 
@@ -311,10 +311,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gateway.store.check", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--state-dir", required=True, type=Path)
     parser.add_argument("--full", action="store_true", help="compare the digest over all records in any case")
+    parser.add_argument("--gentle", action="store_true", help="leave the processor to others")
     parser.add_argument("--start", action="store_true", help="take a large map for sound by its outline; mend it later")
     parser.add_argument("--whole", action="store_true", help="with --start: walk a large map whole all the same")
     options = parser.parse_args(arguments)
-    if options.full:
+    if options.gentle:
         os.nice(BACKGROUND_NICE)
     outcome = mend(options.state_dir, options.full, options.start, options.whole)
     print(outcome.text, file=sys.stdout if outcome.code is Code.SOUND else sys.stderr)
