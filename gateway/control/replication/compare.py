@@ -1,7 +1,8 @@
 """Two maps compared: what a peer has and we lack, or have in an older state, is merged. Nothing is ever removed.
 
 The digests tell in which of 256 buckets the maps differ; only values of those are looked at, and only what has
-something to tell our Redis is sent to it.
+something to tell our Redis is sent to it. A value that became another meanwhile may have left such a bucket for one
+that is not looked at: what the peer's feed got since we began is taken in last.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from gateway.control.replication.incoming import bucket_of, is_wanted
 from gateway.control.replication.progress import differences
 from gateway.control.replication.region_map import RegionMap
 from gateway.control.replication.tenure import Tenure
-from gateway.core.replication import BadValue
+from gateway.core.replication import BadValue, Offset, can_follow
 
 MERGE_BYTES_MAX: Final = 1 << 20
 MERGE_MAX: Final = 250
 """In one call: Redis does nothing else meanwhile, for some 5 ms."""
+
+FEED_COUNT: Final = 500
 
 
 class Compared(NamedTuple):
@@ -35,6 +38,30 @@ async def compare(tenure: Tenure, peer: RegionMap) -> Compared:
     theirs = await peer.digests()
     buckets = differences(await tenure.own.digests(), theirs).keys()
     return await take_buckets(tenure, peer, buckets) if buckets else Compared()
+
+
+async def catch_up(tenure: Tenure, peer: RegionMap, began: Offset) -> Compared | None:
+    """Take in what became current in a peer's map since its feed was at `began`. Raises MapUnavailable, LeaseLost.
+
+    None when that is not known: the feed was trimmed beyond it, rolled back, or is another one.
+    """
+    feed = (await peer.head()).feed
+    if not can_follow(began, feed):
+        return None
+    looked = sent = applied = conflicts = 0
+    at = began.seq
+    while at < feed.last:
+        rows = await peer.read_feed(at, FEED_COUNT, 0)
+        if not rows or rows[0].seq != at + 1:
+            return None
+        for piece in pieces(await wanted(tenure, [(row.tenant, row.value) for row in rows if row.value])):
+            taken = await tenure.merge(peer.region, piece)
+            sent += len(piece)
+            applied += taken.applied
+            conflicts += taken.conflicts
+        looked += len(rows)
+        at = rows[-1].seq
+    return Compared(looked, sent, applied, conflicts)
 
 
 async def take_buckets(tenure: Tenure, peer: RegionMap, buckets: Collection[str]) -> Compared:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway.control.backoff import pause_s
-from gateway.control.replication.compare import compare
+from gateway.control.replication.compare import catch_up, compare
 from gateway.control.replication.counters import RESYNCS, RETRIES
 from gateway.control.replication.progress import (
     BACKOFF_FIRST_S,
@@ -191,11 +191,14 @@ class Follower:
         own_log = self._tenure.log_id
         compared = await compare(self._tenure, self.peer)
         self.conflicts += compared.conflicts
+        since = await catch_up(self._tenure, self.peer, Offset(head.log_id, head.feed.last))
+        if since is None:
+            await self._begin()  # emptied or rolled back meanwhile, it is not the map that its head spoke of: once more
+            return
+        self.conflicts += since.conflicts
         offset = Offset(head.log_id, head.log.last)
-        # Emptied or rolled back meanwhile, it is not the whole map that its head spoke of.
-        is_complete = head.complete and (await self.peer.head()).log_id == head.log_id
-        if await self._tenure.own.resynced(self.peer.region, offset, self._tenure.token, is_complete, own_log):
-            self._tenure.complete = self._tenure.complete or is_complete
+        if await self._tenure.own.resynced(self.peer.region, offset, self._tenure.token, head.complete, own_log):
+            self._tenure.complete = self._tenure.complete or head.complete
         await self._begin()
         LOG.info(
             "%s: compared whole (%s): %d of %d records sent, %d taken, %d conflicts; followed from %s on",
