@@ -16,6 +16,10 @@ from gateway.control.sources import confirm
 from gateway.core.placement import State, Version
 from gateway.core.replication import VALUE_BYTES_MAX, encode_value
 from gateway.settings.schema import RegionSettings
+from gateway.store import generations, making
+from gateway.store.making import Content
+from gateway.store.record import Summary
+from gateway.store.wanted import Wanted
 from tests.support.eventually import eventually
 from tests.support.feed import EU, US, Region, followed_region, placement, value_of
 from tests.support.pace import within
@@ -132,6 +136,22 @@ async def test_another_url_is_connected_to(tmp_path: Path) -> None:
         region.reconfigure(tenant_map=tenant_map)
         await region.feed.reload("configuration changed")
         await soon(3.0, lambda: not region.feed.stale)
+
+
+async def test_a_store_that_was_rebuilt_from_an_older_copy_is_compared(tmp_path: Path) -> None:
+    async with followed_region(tmp_path, filled=MANY) as region:
+        older = [region.writer.placement(tenant) for tenant in MANY[:20]]
+        await region.write("t000", epoch=2, home=EU)
+        await region.followed()
+        directory, copy = tmp_path / "map", Wanted.of(filter(None, older))
+        with generations.locked(directory):
+            making.make(directory, content=Content(copy.tenants.items(), Summary(20, copy.digest, 1)))
+        assert region.writer.follow()
+        assert (region.records(), region.home("t000")) == (20, US)
+        await region.feed.reload("map rebuilt")
+        await eventually(lambda: region.home("t000") == EU)
+        await region.followed()
+        assert region.records() == 40
 
 
 # --- losses
@@ -408,7 +428,7 @@ async def test_the_row_says_what_workers_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.timed
-async def test_ten_thousand_changes_take_a_fifth_of_a_second_and_the_loop_goes_on(tmp_path: Path) -> None:
+async def test_many_changes_at_once_cost_little_each_and_the_loop_goes_on(tmp_path: Path) -> None:
     count, tenants = 10_000, [f"t{n:04d}" for n in range(2000)]
     async with followed_region(tmp_path, filled=tenants) as region:
         await region.stop()

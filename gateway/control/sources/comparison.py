@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from gateway.control.replication.incoming import TOMBSTONE_MS
 from gateway.control.replication.region_map import RegionMap
-from gateway.control.sources.judged import Judged, Reason, Rejected, Rules, Unfit, judge_value
+from gateway.control.sources.judged import Judged, Reason, Rejected, Rules, Unfit, judge_value, quick
 from gateway.core.placement import Placement, State
 from gateway.core.replication import CONFLICTS, TAKES, BadValue, Stamp, encode_body, encode_value, stamp_of
 from gateway.store.following import Known
@@ -119,13 +119,15 @@ class Comparison:
 
     def _same_version(self, tenant: str, value: bytes, found: Found, judged: Judged) -> None:
         """Somebody's hand changed a record and left its version: theirs counts if it is one, ours otherwise."""
-        try:
-            theirs = self._rules.read(tenant, value)
-        except Unfit as unfit:
-            judged.rejected.append(Rejected(tenant, value, unfit.reason, str(unfit)))
-            if unfit.reason in (Reason.MALFORMED, Reason.OVERSIZED):
-                found.behind.append(tenant)
-            return
+        theirs = quick(tenant, value)
+        if theirs is None or not self._rules.is_plain(theirs):
+            try:
+                theirs = self._rules.read(tenant, value)
+            except Unfit as unfit:
+                judged.rejected.append(Rejected(tenant, value, unfit.reason, str(unfit)))
+                if unfit.reason in (Reason.MALFORMED, Reason.OVERSIZED):
+                    found.behind.append(tenant)
+                return
         if theirs != self._writer.newest(tenant):
             judge_value(self._rules, tenant, value, judged)
 

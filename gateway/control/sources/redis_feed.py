@@ -148,7 +148,7 @@ class RedisFeed:
     async def read_all(self, cause: str) -> None:
         """Have both maps compared whole. It does not wait for that: the Redis may be gone."""
         if cause != "start":
-            self._want(cause, deep=True)
+            self._want(cause, deep=True, at_once=True)
 
     async def reload(self, cause: str) -> bool:
         """The configuration, the store, or an operator's mind has changed."""
@@ -170,7 +170,7 @@ class RedisFeed:
                 LOG.error("%s", problem)
             self.last_error = Outcome(self._ground.wall_ms(), "tenants", cause, REFUSED, lost)
             self._ground.ended(self.last_error)
-        self._want(cause, deep=True)
+        self._want(cause, deep=True, at_once=True)
         return not self.stale
 
     def acknowledged(self, transaction: int | None) -> None:
@@ -248,7 +248,8 @@ class RedisFeed:
         """Counting on would skip something: follow from the feed's end, and compare all that is before it."""
         was = self._followed.offset
         self._followed.restart(head)
-        self._want("it was not followed yet" if was is None else f"its feed does not go on from {was}", deep=False)
+        why = "it was not followed yet" if was is None else f"its feed does not go on from {was}"
+        self._want(why, at_once=not self._gaps)
 
     def _lost(self, why: str) -> None:
         """The Redis cannot be read, or the store not be written: the map stays as it is."""
@@ -301,7 +302,7 @@ class RedisFeed:
         if not fits:
             self._gaps += 1
             self._followed.compared = False
-            self._want(f"its feed has nothing between {seq} and {entries[0].seq}", deep=False)
+            self._want(f"its feed has nothing between {seq} and {entries[0].seq}")
             await asyncio.sleep(BACKOFF_FIRST_S)  # the same entries come again until a look has found the way
             return
         self._gaps = 0
@@ -320,7 +321,7 @@ class RedisFeed:
         elif followed.offset is not None and followed.offset.seq == head.feed.last and not self._is_comparing:
             await self._count(head)
         if self._guard.is_answered():
-            self._want("an operator answered", deep=False)
+            self._want("an operator answered", at_once=True)
         if followed.is_settled:
             await asyncio.to_thread(self._keep_seen)
             if now >= self._sweep_at > 0:
@@ -336,15 +337,17 @@ class RedisFeed:
         meta = await asyncio.to_thread(self._writer.meta)
         difference = head.records - meta.records
         if difference != self._difference:
-            self._want(f"Redis has {head.records} records and the store {meta.records}", deep=False)
+            self._want(f"Redis has {head.records} records and the store {meta.records}")
         if self._followed.compared and head.complete and not meta.complete:
             await self._followed.commit(lambda: Judged([], [], {}), complete=True)
             LOG.info("the tenant map is complete: %d records", meta.records)
 
-    def _want(self, cause: str, *, deep: bool) -> None:
+    def _want(self, cause: str, *, deep: bool = False, at_once: bool = False) -> None:
         """Have both maps compared, when it is time for that."""
         self._wanted.append(cause)
         self._deep = self._deep or deep
+        if at_once:
+            self._compare_at = 0.0
 
     def _keep_seen(self) -> None:
         """Remember over a restart that the map is current. Blocks."""
@@ -384,7 +387,7 @@ class RedisFeed:
             self._sweep_at = loop.time() + max(SWEEP_S, SWEEP_SHARE * took)
             self._is_comparing = False
         if owes and self._guard.pending is None:
-            self._want("records are to be written back", deep=False)
+            self._want("records are to be written back")
 
     async def _take(self, map_: RegionMap, judged: Judged) -> None:
         """Apply what a comparison found."""
