@@ -128,7 +128,7 @@ async def _broken(regions: Regions, settings: Settings, made: Plan, lost: Collec
 
 def _belongs(made: Plan, silent: dict[str, str]) -> list[str]:
     return [
-        f"{made.tally.regions[region]} of the changes belong in {region}, whose Redis cannot be used ({why}): "
+        f"{region} has to write {made.tally.regions[region]} of the changes, and its Redis cannot be used ({why}): "
         f"--takeover --reason TEXT writes them here"
         for region, why in silent.items()
     ]
@@ -208,9 +208,7 @@ async def carry_out(
     for line in made.damaged:
         note(line)
     if not made.tally.changes:
-        if options.as_json:
-            print_json(_report(made, Result(), None))
-        return int(Exit.FAILED if made.damaged else Exit.DONE)
+        return await _nothing_to_do(regions, made, options)
     broken = await _broken(regions, settings, made, lost, limits)
     _judge(broken, bool(made.tally.unknown), options.force)
     if not options.yes and not typer.confirm("Make these changes?", err=True):
@@ -224,6 +222,16 @@ async def carry_out(
     if options.wait_s is not None and result.regions:
         acknowledged = await wait(regions, result.regions, options.wait_s, lost)
     return _tell(made, result, acknowledged, options)
+
+
+async def _nothing_to_do(regions: Regions, made: Plan, options: Options) -> int:
+    """The map says so already; with `--wait` all gateways have to as well, since somebody may have just written it."""
+    acknowledged = None
+    if options.wait_s is not None:
+        heads = await regions.heads(regions.maps)
+        written = [region for region, head in heads.items() if not isinstance(head, str) and head.log.last]
+        acknowledged = await wait(regions, written, options.wait_s)
+    return _tell(made, Result(), acknowledged, options)
 
 
 def _judge(broken: list[str], never: bool, force: bool) -> None:
@@ -259,8 +267,9 @@ def _tell(made: Plan, result: Result, acknowledged: Acknowledged | None, options
     if options.as_json:
         print_json(_report(made, result, acknowledged))
     else:
-        kinds = ", ".join(f"{result.kinds[kind]} {kind.value}" for kind in Kind)
-        print(f"Written: {kinds}" + (f"; {result.already} were so already" if result.already else ""))
+        if made.tally.changes:
+            kinds = ", ".join(f"{result.kinds[kind]} {kind.value}" for kind in Kind)
+            print(f"Written: {kinds}" + (f"; {result.already} were so already" if result.already else ""))
         if acknowledged is not None and not acknowledged.laggards:
             print(f"In use by {acknowledged.gateways} gateways")
     for line in result.overtaken:
