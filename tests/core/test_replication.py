@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.placement import Failover, Misroute, Partition, Placement, State, Version, parse_version
@@ -41,6 +41,9 @@ from gateway.core.replication import (
     step,
     sum_of,
 )
+
+quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Fifty of these are worth a hundred of others, and a machine that does other things is slow."""
 
 A, D, S, W, L = (
     Outcome.APPLIED,
@@ -232,6 +235,7 @@ records = st.builds(
 )
 
 
+@quick
 @given(records, st.lists(versions, max_size=LINEAGE_MAX))
 def test_any_record_is_read_as_it_was_written(record: Placement, replaces: list[Version]):
     value = encode_value(record.tenant, record.version, replaces, encode_body(record))
@@ -239,6 +243,7 @@ def test_any_record_is_read_as_it_was_written(record: Placement, replaces: list[
     assert stamp_of(value).replaces == tuple(replaces)
 
 
+@quick
 @given(records, st.data())
 def test_one_byte_more_less_or_other_is_found(record: Placement, data: st.DataObject):
     """Whatever the damage: it is no record, or it is the same one (a byte of `replaces`, which the sum leaves out)."""
@@ -350,6 +355,7 @@ any_stamps = st.lists(
 )
 
 
+@quick
 @given(any_stamps, st.randoms(use_true_random=False))
 def test_any_order_and_any_repetition_ends_in_the_same(stamps: list[Stamp], rng: random.Random):
     """Even of stamps that no program would write: their lineages say what they like."""
@@ -362,6 +368,7 @@ def test_any_order_and_any_repetition_ends_in_the_same(stamps: list[Stamp], rng:
     assert seen == {found[::2] for found in stamps}, "a value is current, in history, or known to be an ancestor's"
 
 
+@quick
 @given(any_stamps)
 def test_equal_versions_of_other_content_end_as_one(stamps: list[Stamp]):
     level = [found._replace(version=Version(1, 1, "us")) for found in stamps]
@@ -407,6 +414,7 @@ acts = st.lists(
 )
 
 
+@quick
 @given(acts)
 def test_what_regions_write_is_never_called_a_conflict_where_it_is_none(steps: list[tuple[str, bool | int]]):
     world = Written(("ap", "eu", "us"))
@@ -428,6 +436,7 @@ def test_what_regions_write_is_never_called_a_conflict_where_it_is_none(steps: l
             assert related or incoming.version in {past.version for past in before[1]}
 
 
+@quick
 @given(acts)
 def test_regions_that_were_told_everything_are_the_same_and_kept_their_own(steps: list[tuple[str, bool | int]]):
     world = Written(("ap", "eu", "us"))
@@ -509,6 +518,7 @@ def test_goes_forward(before: Offset | None, after: Offset, resynced: bool, expe
     assert goes_forward(before, after, resynced) is expected
 
 
+@quick
 @given(st.from_regex(r"[0-9a-f]{16}", fullmatch=True), st.integers(0, HLC_MAX))
 def test_an_offset_is_read_as_it_was_written(log_id: str, seq: int):
     assert parse_offset(str(Offset(log_id, seq))) == Offset(log_id, seq)
@@ -530,6 +540,7 @@ class Log:
         return Head(self.name, self.first, len(self.entries))
 
 
+@quick
 @given(st.lists(st.sampled_from(("write", "write", "trim", "renew", "read", "repeat", "skip")), max_size=60))
 def test_a_follower_misses_nothing_and_takes_nothing_twice(steps: list[str]):
     """Reads are cut off, repeated and skipped; what the offset claims is here all the same."""
