@@ -48,10 +48,10 @@ LOOK_S: Final = 0.5
 COUNT: Final = 500
 """Entries of one read: the loop stands still for a few milliseconds while they are parsed."""
 
-BUSY: Final = 16
-BUSY_S: Final = 0.005
-"""After a batch of so many the next read waits this long: ten thousand changes a second then come fifty at a time, and
-what a batch costs (a transaction, a message to each worker) is shared."""
+PACE_S: Final = 0.01
+"""Between two reads that found something: what a batch costs besides its changes (a transaction, a message to each
+worker) is a millisecond, so at a thousand changes a second ten of them share it. A change that comes alone never waits.
+"""
 
 STALE_S: Final = 1.5
 """Without an answer for longer than this the map counts as stale: reads return each half second."""
@@ -281,17 +281,17 @@ class RedisFeed:
         while not self._reopen:
             offset = self._followed.offset
             assert offset is not None, "the first look has seen to it"
-            began = loop.time()
             entries = await map_.read_feed(offset.seq, COUNT, int(1000 * LOOK_S))
             self._answered()
+            came_at = loop.time()
             if entries:
                 await self._take_entries(map_, entries)
             is_marked = any(not entry.tenant for entry in entries) and not self._writer.complete()
             if is_marked or self._wanted or loop.time() >= look_at:
                 look_at = loop.time() + LOOK_S
                 await self._look(map_, await map_.head(), group)
-            if len(entries) >= BUSY:
-                await asyncio.sleep(max(0.0, BUSY_S - (loop.time() - began)))
+            if 0 < len(entries) < COUNT:
+                await asyncio.sleep(max(0.0, PACE_S - (loop.time() - came_at)))
         raise _Again
 
     async def _take_entries(self, map_: RegionMap, entries: Sequence[FeedEntry]) -> None:
