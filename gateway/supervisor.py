@@ -198,7 +198,8 @@ class Supervisor:
         if self.signalled is not None:
             steps = (self.drain.grace + GRACE_MARGIN_S, self.drain.limit)
             times += [self.signalled + step for step in steps if self.signalled + step > now]
-            times.append(self.stop_sent + STOP_LIMIT_S if self.stop_sent is not None else now + 1.0)
+            stop = now if self.stop_sent is None else self.stop_sent + STOP_LIMIT_S
+            times.append(stop if stop > now else now + 1.0)  # who was killed may take long to be gone
         return max(0.0, min(times) - now) if times else None
 
     # --- life and death of children
