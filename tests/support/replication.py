@@ -19,7 +19,7 @@ from gateway.bus.stats import read_series
 from gateway.control.reload import write_last_good
 from gateway.control.replication import keys
 from gateway.control.replication.counters import Counters
-from gateway.control.replication.region_map import PeerState, Refused, RegionMap, Write, Written
+from gateway.control.replication.region_map import MapUnavailable, PeerState, Refused, RegionMap, Write, Written
 from gateway.control.replication.replicator import Replicator
 from gateway.core.placement import Placement, Version
 from gateway.core.replication import encode_body, encode_value, stamp_of
@@ -29,6 +29,9 @@ from tests.support.valkey import Valkey
 
 US, EU, AP = "us-east-1", "eu-west-1", "ap-southeast-2"
 ROOT = Path(__file__).resolve().parents[2]
+
+START_LIMIT_S = 60.0
+"""Half a dozen interpreters that start at once on a busy machine take their time; it only bounds a failure."""
 
 
 async def until(holds: Callable[[], Awaitable[object]], limit_s: float = LIMIT_S) -> None:
@@ -77,8 +80,13 @@ class Region:
         """Kill the server and start it again: with what was on its disk, if it is durable."""
         self.server.kill()
         self.server.start()
-        await self.map.close()
-        self.map = RegionMap(self.server.url, self.name)
+        await until(self._answers)  # connections that ended are found to have, so that the test meets none
+
+    async def _answers(self) -> bool:
+        try:
+            return bool(await self.map.head())
+        except MapUnavailable:
+            return False
 
     async def content(self) -> dict[str, bytes]:
         return {tenant: value async for rows in self.map.scan() for tenant, value in rows}
@@ -170,7 +178,7 @@ class Process:
     async def start(self) -> None:
         """Start it and wait until it serves."""
         await self.launch()
-        assert await self.said() == {"state": "serving"}
+        assert await self.said(START_LIMIT_S) == {"state": "serving"}
 
     async def launch(self) -> None:
         if self.channel is not None:
@@ -188,10 +196,10 @@ class Process:
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
 
-    async def said(self) -> Any:
+    async def said(self, limit_s: float = LIMIT_S) -> Any:
         """What it says next."""
         assert self.channel is not None
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(limit_s):
             data = await asyncio.get_running_loop().sock_recv(self.channel, 65536)
         assert data, f"it ended: {self.log()}"
         return json.loads(data)
