@@ -95,6 +95,7 @@ def _replicated(place: Layout, own_directory: bool) -> str:
     call, options = program(), _options(place, own_directory)
     tenants, here, there = (_near(path) for path in (place.tenants, *map(place.config, REGIONS[:2])))
     label = "echo 'tenants: {{globex: {{home: eu-west-1, labels: {{plan: {}}}}}}}' |"
+    forced = "--force --reason 'to see a conflict'"
     return f"""\
 Move acme to eu-west-1: edit the file, see what that means, make it so, and wait until every gateway uses it:
   sed -i '/^  acme:/,/home:/s/home: .*/home: eu-west-1/' {tenants}
@@ -107,9 +108,10 @@ Cut the replication of eu-west-1. Requests go on; after some seconds this consol
   {SHOW.format("acme")} http://127.0.0.1:{us}/x
   {call} map status -c {here}
   curl -s http://127.0.0.1:{place.port("admin", "eu-west-1")}/metrics | grep ^landbridge_map_lag
-Write on both sides meanwhile, and heal: one of the two wins everywhere, the conflict is counted, the other is history:
-  {label.format("gold")} {call} tenants apply -f - -c {here} --yes
-  {label.format("free")} {call} tenants apply -f - -c {there} --yes
+Write on both sides meanwhile (forced, for with a lag of over 10 s `apply` refuses), and heal: one of the two wins
+everywhere, the conflict is counted, the other is history:
+  {label.format("gold")} {call} tenants apply -f - -c {here} --yes {forced}
+  {label.format("free")} {call} tenants apply -f - -c {there} --yes {forced}
   {call} demo heal{options}
   {call} map status -c {here}
   {call} tenants history globex -c {here}
