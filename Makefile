@@ -16,6 +16,7 @@ SEEDS ?= 10000
 
 # Everything that breaks something on purpose, in full length and with every limit as it is written.
 FAULTS = $(addprefix tests/, core/test_model.py control/test_yaml_file.py control/test_peer_probes.py \
+    control/test_redis_feed.py \
     store/test_big_map.py \
     $(addprefix proxy/, test_disagree.py test_failures.py test_fuzz.py) \
     $(addprefix e2e/, test_big_bodies.py test_history.py test_kills.py test_log_lines.py test_map_file.py \

@@ -99,6 +99,11 @@ class Region:
                 await self.task
             self.task = None
 
+    def kill_server(self) -> None:
+        """SIGKILL, once what was acknowledged is on the disk: `everysec` may keep it for two seconds."""
+        assert self.server.cli("WAITAOF", "1", "0", "10000").startswith(b"*2")
+        self.server.kill()
+
     async def start_server(self) -> None:
         """Start the server again, and connect to it anew: the old connection would fail once."""
         self.server.start()

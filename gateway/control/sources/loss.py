@@ -73,10 +73,13 @@ class LossGuard:
                 LOG.warning("%d records that Redis lacked or had older were written back", written.taken)
             if written.conflicts:
                 LOG.warning("%d of them took the place of records that they do not descend from", written.conflicts)
-        if self.pending is not None or said is not None:
+        if said is not None or await asyncio.to_thread(confirm.waiting, self._state_dir) is not None:
             LOG.info("no loss of tenants waits any more")
-            self.pending = None
+            if said is not None and not head.complete and self._ground.writer.complete():
+                # Redis forgot with its records that it had all of them. An operator just said what all of them are.
+                await self._attempts.write("that the map is complete", map_.mark_complete())
             await asyncio.to_thread(confirm.forget, self._state_dir)
+        self.pending = None
         return Decided(False, len(foreign))
 
     def _foreign(self, tenants: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ from gateway.core.replication import Offset, can_follow
 from gateway.settings.problems import masked_url
 from gateway.settings.schema import RedisSettings, Settings
 from gateway.store.changes import Change
-from gateway.store.record import StoreError
+from gateway.store.record import CorruptRecord, StoreError
 
 LOG = logging.getLogger("landbridge.control")
 
@@ -200,9 +200,11 @@ class RedisFeed:
                 pass
             except* MapUnavailable as group:
                 why = _message(group)
-            except* StoreError as group:
+            except* CorruptRecord as group:
                 why = _message(group)
                 self._ground.suspect(why)
+            except* StoreError as group:
+                why = _message(group)  # a full disk, say: what is on it is whole
             if (me := asyncio.current_task()) is not None and me.cancelling():
                 raise asyncio.CancelledError  # a task group that ends by an error of its own keeps this to itself
             if not why:
