@@ -20,7 +20,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,6 +47,7 @@ from gateway.control.conditions import TICK_S, Judge, describe
 from gateway.control.facts import Facts, Processes
 from gateway.control.health_checks import HealthChecks
 from gateway.control.isolation import Isolation, keep, was_isolated
+from gateway.control.log_lines import LogLines
 from gateway.control.map_file import MapFile
 from gateway.control.peer_probes import PeerProbes
 from gateway.control.reload import (
@@ -448,18 +448,6 @@ def wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class LogLines(logging.Formatter):
-    """One event, one line (a traceback follows its line), in the supervisor's form."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        line = f"{at} control[{record.process}]: {level}{record.getMessage()}"
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
-
-
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gateway.control.main", description="Started by the supervisor.")
     parser.add_argument("--state-dir", required=True)
@@ -507,7 +495,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 def main() -> int:
     log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(LogLines())
+    log.setFormatter(LogLines("control"))
     logging.basicConfig(level=logging.INFO, handlers=[log])
     # What fails in a handler is logged by `admin.guard`; what is left is garbage on the socket, with a traceback each.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)

@@ -20,13 +20,13 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import uvloop
 
 from gateway.bus.channel import Channel
+from gateway.control.log_lines import LogLines
 from gateway.control.replication.counters import Counters
 from gateway.control.replication.region_map import RegionMap
 from gateway.control.replication.replicator import Replicator
@@ -105,18 +105,6 @@ def name_of_gateway(state_dir: Path) -> str:
         return socket.gethostname()
 
 
-class LogLines(logging.Formatter):
-    """One event, one line (a traceback follows its line), in the supervisor's form."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        line = f"{at} replicator[{record.process}]: {level}{record.getMessage()}"
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
-
-
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gateway.control.replication.main", description="Started by the supervisor.")
     parser.add_argument("--state-dir", required=True)
@@ -139,7 +127,7 @@ async def serve(options: argparse.Namespace) -> int:
 
 def main() -> int:
     log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(LogLines())
+    log.setFormatter(LogLines("replicator"))
     logging.basicConfig(level=logging.INFO, handlers=[log])
     logging.raiseExceptions = False  # a reader of our log that is gone must not end us
     options = parse_options(sys.argv[1:])

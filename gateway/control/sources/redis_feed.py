@@ -53,8 +53,8 @@ PACE_S: Final = 0.01
 worker) is a millisecond, so at a thousand changes a second ten of them share it. A change that comes alone never waits.
 """
 
-STALE_S: Final = 1.5
-"""Without an answer for longer than this the map counts as stale: reads return each half second."""
+STALE_S: Final = 2.5
+"""Without an answer for longer than this the map counts as stale: a read takes half a second, and two more at most."""
 
 SEEN_FILE: Final = "map.seen"
 SEEN_EVERY_MS: Final = 10_000
