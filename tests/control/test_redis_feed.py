@@ -450,7 +450,7 @@ async def test_many_changes_at_once_cost_little_each_and_the_loop_goes_on(tmp_pa
         gc.unfreeze()
         cpu_us = (time.process_time() - used) / count * 1e6
         rate = count / (last - began)
-        print(f"\n{rate:.0f} changes a second, {cpu_us:.1f} us each (20), worst stall {max(stalls):.3f} s (0.05)")
-        assert cpu_us < within(20)
+        print(f"\n{rate:.0f} changes a second, {cpu_us:.1f} us each (30), worst stall {max(stalls):.3f} s (0.05)")
+        assert cpu_us < within(30)
         assert max(stalls) < within(0.05)
         assert region.home(tenants[0]) == US

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from gateway.bus.messages import MapApplied
@@ -50,6 +51,15 @@ async def write(map_: RegionMap, tenant: str, home: str = US, epoch: int = 1) ->
     return f"{written.log_id} {written.seq}"  # type: ignore[union-attr]
 
 
+@asynccontextmanager
+async def map_of(server: Valkey) -> AsyncIterator[RegionMap]:
+    made = RegionMap(server.url, US)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
 async def replication(control: ControlProcess) -> dict[str, object]:
     shown: dict[str, object] = (await control.get("/api/v1/map"))["replication"]
     return shown
@@ -58,13 +68,12 @@ async def replication(control: ControlProcess) -> dict[str, object]:
 async def test_a_map_from_redis_from_nothing_to_a_workers_word(tmp_path: Path) -> None:
     with Valkey(tmp_path / "valkey") as server:
         server.cli(*ACL)
-        region_map = RegionMap(server.url, US)
-        await write(region_map, "acme")
-        await region_map.mark_complete()
-        await region_map.close()
+        async with map_of(server) as region_map:
+            await write(region_map, "acme")
+            await region_map.mark_complete()
         server.kill()
         config = CONFIG.replace("PORT", str(server.port))
-        async with control_process(tmp_path, config) as control:
+        async with control_process(tmp_path, config) as control, map_of(server) as region_map:
             assert "not complete" in await control.get("/readyz", 503)
             shown = await replication(control)
             assert (shown["connected"], shown["peers"][0]["state"]) == (False, "unknown")  # type: ignore[index]
@@ -77,7 +86,6 @@ async def test_a_map_from_redis_from_nothing_to_a_workers_word(tmp_path: Path) -
                     return response.status == 200
 
             await until(ready)
-            region_map = RegionMap(server.url, US)
             worker = await control.worker()
             offset = await write(region_map, "acme", EU, 2)
             change = await worker.map_changed(lambda m: m.tenants == ("acme",))
@@ -112,7 +120,6 @@ async def test_a_map_from_redis_from_nothing_to_a_workers_word(tmp_path: Path) -
             assert tenant["arrived"] is not None
             assert tenant["written"] is not None
             server.kill()
-            await region_map.close()
             await control.logged("cannot be followed")
 
             async def stale() -> bool:
@@ -130,9 +137,10 @@ async def test_a_map_from_redis_from_nothing_to_a_workers_word(tmp_path: Path) -
 
 
 async def test_other_servers_are_connected_to_and_an_isolated_region_says_so(tmp_path: Path) -> None:
-    with Valkey(tmp_path / "valkey") as server:
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(Valkey(tmp_path / "valkey"))
         server.cli(*ACL)
-        region_map = RegionMap(server.url, US)
+        region_map = await stack.enter_async_context(map_of(server))
         await write(region_map, "acme")
         await region_map.mark_complete()
         async with control_process(tmp_path, CONFIG.replace("PORT", "1")) as control:
@@ -153,4 +161,3 @@ async def test_other_servers_are_connected_to_and_an_isolated_region_says_so(tmp
                 return any(isinstance(m, Conditions) and not m.isolated for m in worker.told[-1:])
 
             await until(heard)
-            await region_map.close()
