@@ -197,6 +197,8 @@ async def test_an_emptied_redis_is_filled_again_if_an_operator_says_so(tmp_path:
         await eventually(lambda: not region.feed.stale)
         head = await region.map.head()
         assert (head.records, head.log.last, head.complete) == (40, 40, True), "and told the peers"
+        at = f"{head.log_id} 40"
+        await eventually(lambda: any(row.applied.get(US) == at for row in region.known.gateways))
         assert (region.records(), region.version("t000")) == (40, was)
 
 

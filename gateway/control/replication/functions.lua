@@ -379,7 +379,11 @@ function operations.merge()
     fetch(5, 2)
     local outcomes, losers = {}, {}
     for i = 5, #ARGV, 2 do
-        local outcome, was = take(ARGV[i], ARGV[i + 1], '-')
+        local origin = '-'
+        if relog then
+            origin = region .. ' ' .. log_id .. ' ' .. string.format('%.0f', log_seq + 1)
+        end
+        local outcome, was = take(ARGV[i], ARGV[i + 1], origin)
         outcomes[#outcomes + 1] = outcome
         if outcome == 'W' or outcome == 'L' then
             losers[#losers + 1] = was
