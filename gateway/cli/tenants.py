@@ -17,13 +17,12 @@ import msgspec
 
 from gateway.cli.output import Exit, fail, print_json, print_record, print_table
 from gateway.cli.wanted import fail_invalid, wanted_of
-from gateway.core.conditions import Conditions
 from gateway.core.placement import NO_VERSION, Placement, State
 from gateway.core.view import View
 from gateway.settings.loader import load, read_sources
 from gateway.settings.problems import Invalid
 from gateway.settings.schema import MapSource, Settings
-from gateway.settings.view import build_view
+from gateway.settings.view import assumed, build_view
 from gateway.store.reader import Reader
 from gateway.store.record import StoreError
 
@@ -93,7 +92,7 @@ def lookup_of(settings: Settings, file: Path | None) -> Iterator[Lookup]:
 
     A map from Redis has no such file: exit 1 then.
     """
-    view = build_view(settings, Conditions(), 0)
+    view = build_view(settings, assumed(settings), 0)
     if file is None:
         with store_of(settings) as reader:
             if reader.complete():

@@ -229,14 +229,32 @@ class Regions(msgspec.Struct, frozen=True, kw_only=True):
     regions: list[Region]
 
 
+class Discovered(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint `dns://` or `srv://` as written, and how many it stands for. `age_s`: since name servers last knew
+    it, `ttl_s`: what they said then (null: not since control started). `failing`: what is wrong with the last answer
+    (nxdomain, servfail, timeout, empty, failed), null: nothing; the last good answer stands.
+    """
+
+    name: str
+    endpoints: int
+    age_s: float | None
+    ttl_s: float | None
+    failing: str | None
+    reason: str
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """`name` as written, `address` as dialled; `reason` says why it is down."""
+    """`name` as written, `address` as dialled; `reason` says why it is down. The lowest `priority` value with an
+    endpoint that can be used takes all requests; weights are compared within it.
+    """
 
     name: str
     address: str
     up: bool
     draining: bool
     reason: str
+    priority: int
+    weight: int
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,6 +265,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     able: bool
     health: HealthSettings | None
     endpoints: list[Endpoint]
+    discovered: list[Discovered]
 
 
 class Clusters(msgspec.Struct, frozen=True, kw_only=True):

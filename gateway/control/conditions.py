@@ -7,12 +7,13 @@ last one: at once upon a report, and on a tick for what changes by time alone (a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from gateway.control.health import Health
 from gateway.control.isolation import Isolation
 from gateway.control.peers import Peers
-from gateway.core.conditions import Conditions
+from gateway.core.conditions import Conditions, Target
 from gateway.core.view import REGION_CLUSTER, Ability, View
 from gateway.settings.schema import Settings
 
@@ -20,6 +21,7 @@ TICK_S: Final = 0.25
 """How late a change by time alone may be noticed: small against the 2 s and 5 s it is about."""
 
 Addresses = Mapping[str, tuple[str, ...]]
+Discovered = Mapping[str, tuple[Target, ...]]
 
 
 class Judge:
@@ -30,10 +32,14 @@ class Judge:
         self.peers = Peers()
         self.isolation = isolation or Isolation()
         self.addresses: dict[str, tuple[str, ...]] = {}
+        self.discovered: dict[str, tuple[Target, ...]] = {}
 
-    def cover(self, settings: Settings, view: View, addresses: Addresses) -> None:
-        """Judge the endpoints that `view` names: it was built from `settings` and `addresses`."""
+    def cover(
+        self, settings: Settings, view: View, addresses: Addresses, discovered: Discovered = MappingProxyType({})
+    ) -> None:
+        """Judge the endpoints that `view` names: it was built from `settings`, `addresses` and `discovered`."""
         self.addresses = dict(addresses)
+        self.discovered = dict(discovered)
         here: dict[str, list[str]] = {}
         elsewhere: dict[str, list[str]] = {}
         for name, cluster in view.clusters.items():
@@ -71,6 +77,7 @@ class Judge:
                 unable.append(name)
         return Conditions(
             addresses=self.addresses,
+            discovered=self.discovered,
             down=down,
             draining=draining,
             unable=tuple(sorted(unable)),

@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 
 from gateway.control.conditions import Judge
+from gateway.control.discovery.names import Names
 from gateway.control.map_file import MapFile
 from gateway.control.reload import Configuration
-from gateway.control.resolve import Resolver
 from gateway.control.sources.source import Source
 from gateway.core.conditions import Conditions
 from gateway.core.view import View
@@ -76,7 +76,7 @@ class Facts:
     writer: Writer
     map_file: MapFile
     judge: Judge
-    resolver: Resolver
+    names: Names
     generation: int = 0
     draining: bool = False
     applied: dict[int, int] = field(default_factory=dict)

@@ -103,7 +103,10 @@ class Health:
         for name, keys in endpoints.items():
             check = checks.get(name)
             rule = BY_CONNECT if check is None else Thresholds(check.healthy, check.unhealthy)
-            cluster = old.get(name) or ClusterHealth(rule)
+            keys = tuple(keys)
+            cluster = old.get(name)
+            if cluster is None or cluster.endpoints.keys().isdisjoint(keys):
+                cluster = ClusterHealth(rule)  # it moved as a whole: nothing that is known of it holds any more
             cluster.rule = rule
             cluster.endpoints = {key: cluster.endpoints.get(key) or EndpointHealth() for key in keys}
             self.clusters[name] = cluster

@@ -44,6 +44,7 @@ from gateway.bus.stats import StatsFile
 from gateway.control.admin import GATE, make_app
 from gateway.control.admin_listener import Listener
 from gateway.control.conditions import TICK_S, Judge, describe
+from gateway.control.discovery.names import Names
 from gateway.control.facts import Facts, Processes
 from gateway.control.health_checks import HealthChecks
 from gateway.control.isolation import Isolation, keep, was_isolated
@@ -59,13 +60,13 @@ from gateway.control.reload import (
     starting_point,
     write_candidate,
 )
-from gateway.control.resolve import Resolver, bare_names
 from gateway.control.sources.confirm import CONFIRMED_FILE
 from gateway.control.sources.kinds import SOURCES
 from gateway.control.sources.source import Ground
 from gateway.control.tasks import TaskSet
 from gateway.control.watch import Watch
 from gateway.core.conditions import Conditions
+from gateway.core.discovery import Result
 from gateway.settings.schema import Settings
 from gateway.settings.view import build_view
 from gateway.store.check import mend
@@ -99,8 +100,8 @@ class Control:
         self.stats = StatsFile(state_dir / "stats" / "control.stats")
         self.kept_isolated = was_isolated(state_dir)
         self.judge = Judge(Isolation(self.kept_isolated))
-        self.resolver = Resolver(self.addresses_changed)
         rng = random.Random()
+        self.names = Names(state_dir, self.tasks, rng, self.addresses_changed, self.count_lookup)
         self.checks = HealthChecks(self.judge.health, self.tasks, self.rejudge, rng)
         self.probes = PeerProbes(self.judge.peers, self.tasks, self.rejudge, rng, wall_ms)
         configuration = Configuration(
@@ -136,7 +137,7 @@ class Control:
             writer=writer,
             map_file=MapFile(writer, state_dir, self.map_replaced),
             judge=self.judge,
-            resolver=self.resolver,
+            names=self.names,
         )
         self.config_watch = Watch(configuration.files, lambda: configuration.reload(FILE_CHANGED))
         self.confirmed_watch = Watch(lambda: [state_dir / CONFIRMED_FILE], self.confirmed)
@@ -157,7 +158,7 @@ class Control:
     async def run(self) -> int:
         """Serve until told to stop; the exit code."""
         facts = self.facts
-        await self.resolver.use(bare_names(facts.settings))
+        await self.names.use(facts.settings)
         self.cover()
         self.rejudge()
         await self.bus.start()
@@ -169,7 +170,8 @@ class Control:
             (self.confirmed_watch.run, "watch confirmations"),
             (facts.map_file.watch, "watch the map file"),
             (facts.map_file.keep_snapshot, "keep the map's snapshot"),
-            (self.resolver.run, "resolve names"),
+            (self.names.resolver.run, "resolve bare names"),
+            (self.names.discovery.run, "follow names"),
             (self.tick, "judge by time"),
             (self.free_readers, "free readers"),
             (self.begin, "read files"),
@@ -187,6 +189,7 @@ class Control:
         if facts.map_file.behind:
             await asyncio.to_thread(facts.map_file.write_snapshot)
         await self.probes.close()
+        self.names.close()
         await self.bus.close()
         return 0
 
@@ -279,7 +282,7 @@ class Control:
         They say Hello before the configuration is the gateway's: it is sent to whoever runs it already.
         """
         old, new = self.facts.settings, loaded.settings
-        await self.resolver.use(bare_names(old) | bare_names(new))
+        await self.names.use(old, new)
         self.tickets += 1
         self.candidate = new
         self.replaced = asyncio.get_running_loop().create_future()
@@ -297,7 +300,7 @@ class Control:
         finally:
             self.candidate = self.replaced = None
         if why:
-            await self.resolver.use(bare_names(old))
+            await self.names.use(old)
         return why
 
     def replacement_ended(self, why: str) -> None:
@@ -307,7 +310,7 @@ class Control:
     async def apply(self, settings: Settings) -> None:
         """Make new settings the gateway's: names first, so that workers never see a cluster without addresses."""
         old = self.facts.view
-        await self.resolver.use(bare_names(settings))
+        await self.names.use(settings)
         self.cover()
         self.rejudge()
         self.facts.generation += 1
@@ -327,9 +330,10 @@ class Control:
 
     def cover(self) -> None:
         """Judge, check and probe the endpoints that the settings and the resolved addresses make."""
-        settings, addresses = self.facts.settings, self.resolver.addresses
-        view = build_view(settings, Conditions(addresses=dict(addresses)), 0)
-        self.judge.cover(settings, view, addresses)
+        settings = self.facts.settings
+        known = self.names.known().conditions()
+        view = build_view(settings, known, 0)
+        self.judge.cover(settings, view, known.addresses, known.discovered)
         self.checks.cover(
             [
                 (name, settings.clusters[name].health, cluster.timeouts.connect, cluster.endpoints)
@@ -360,6 +364,7 @@ class Control:
         facts.conditions = msgspec.structs.replace(found, generation=facts.generation)
         facts.view = build_view(facts.settings, facts.conditions, facts.generation)
         self.bus.broadcast(facts.conditions)
+        self.names.down({endpoint for endpoints in found.down.values() for endpoint in endpoints})
 
     async def tick(self) -> None:
         while True:
@@ -439,6 +444,9 @@ class Control:
 
     def count_rejected(self, reason: str) -> None:
         self.stats.values[self.stats.series("landbridge_map_rejected_total", (("reason", reason),))] += 1
+
+    def count_lookup(self, result: Result) -> None:
+        self.stats.values[self.stats.series("landbridge_dns_lookups_total", (("result", result.value),))] += 1
 
     def count_reload(self, outcome: Outcome) -> None:
         self.stats.values[self.reload_series(outcome.source, outcome.result)] += 1

@@ -37,6 +37,7 @@ def gauges(facts: Facts) -> Gauges:
         ("landbridge_worker_replacements_total", (("result", "failed"),)): facts.processes.replacements.failed,
     }
     _clusters(facts, found)
+    _names(facts, found)
     _peers(facts, found)
     _map(facts, found)
     return found
@@ -48,6 +49,14 @@ def _clusters(facts: Facts, found: Gauges) -> None:
         for endpoint in cluster.endpoints:
             labels = (("cluster", name), ("endpoint", endpoint.key))
             found["landbridge_endpoint_up", labels] = endpoint.up
+
+
+def _names(facts: Facts, found: Gauges) -> None:
+    for name in facts.names.shown():
+        labels = (("endpoint", name.written),)
+        found["landbridge_dns_failing", labels] = name.result is not None
+        if name.age_s is not None:
+            found["landbridge_dns_age_seconds", labels] = name.age_s
 
 
 def _peers(facts: Facts, found: Gauges) -> None:

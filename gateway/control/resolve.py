@@ -14,12 +14,12 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from gateway.settings.schema import Settings
+from gateway.settings.schema import Scheme, Settings
 
 LOG = logging.getLogger("landbridge.control")
 
 EVERY_S: Final = 30.0
-"""`getaddrinfo` tells no TTL; `dns://` endpoints will follow theirs."""
+"""`getaddrinfo` tells no TTL; `dns://` endpoints follow theirs."""
 
 FIRST_S: Final = 2.0
 """How long a start or a reload waits for names that were never resolved."""
@@ -32,7 +32,8 @@ Lookup = Callable[[str], tuple[str, ...]]
 
 def bare_names(settings: Settings) -> set[str]:
     """The host names among the endpoints of clusters and the gateways of other regions."""
-    hosts = {address.host for cluster in settings.clusters.values() for address in cluster.endpoints}
+    endpoints = [address for cluster in settings.clusters.values() for address in cluster.endpoints]
+    hosts = {address.host for address in endpoints if address.scheme is Scheme.PLAIN}
     hosts |= {a.host for name, region in settings.regions.items() if name != settings.region for a in region.gateways}
     return {host for host in hosts if not is_address(host)}
 

@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.control import admin_answers as answers
 from gateway.control import shown_replication
+from gateway.control.discovery.discovery import Shown
 from gateway.control.facts import Facts
 from gateway.control.peers import PeerGateway
 from gateway.control.reload import Outcome
@@ -155,8 +156,10 @@ def _gateway(key: str, gateway: PeerGateway, now: float) -> answers.PeerGateway:
 def clusters(facts: Facts) -> answers.Clusters:
     """All clusters, other regions' gateways included, with their endpoints."""
     found = []
+    names = {name.written: _discovered(name) for name in facts.names.shown()}
     for name, cluster in facts.view.clusters.items():
         settings = facts.settings.clusters.get(name)
+        written = () if settings is None else map(str, settings.endpoints)
         found.append(
             answers.Cluster(
                 name=name,
@@ -164,9 +167,21 @@ def clusters(facts: Facts) -> answers.Clusters:
                 able=cluster.can_serve,
                 health=None if settings is None else settings.health,
                 endpoints=[_endpoint(facts, name, cluster.region, endpoint) for endpoint in cluster.endpoints],
+                discovered=[names[endpoint] for endpoint in written if endpoint in names],
             )
         )
     return answers.Clusters(clusters=found)
+
+
+def _discovered(name: Shown) -> answers.Discovered:
+    return answers.Discovered(
+        name=name.written,
+        endpoints=name.targets,
+        age_s=None if name.age_s is None else round(name.age_s, 3),
+        ttl_s=name.ttl_s,
+        failing=None if name.result is None else name.result.value,
+        reason=name.why,
+    )
 
 
 def _endpoint(facts: Facts, cluster: str, region: str | None, endpoint: Endpoint) -> answers.Endpoint:
@@ -177,7 +192,13 @@ def _endpoint(facts: Facts, cluster: str, region: str | None, endpoint: Endpoint
         gateway = facts.judge.peers.find(region, endpoint.key)
         reason = "" if gateway is None else gateway.reason
     return answers.Endpoint(
-        name=endpoint.name, address=endpoint.key, up=endpoint.up, draining=endpoint.draining, reason=reason
+        name=endpoint.name,
+        address=endpoint.key,
+        up=endpoint.up,
+        draining=endpoint.draining,
+        reason=reason,
+        priority=endpoint.priority,
+        weight=endpoint.weight,
     )
 
 

@@ -15,16 +15,31 @@ class PeerCondition(msgspec.Struct, frozen=True):
     clusters: dict[str, Ability]
 
 
+class Target(msgspec.Struct, frozen=True, array_like=True):
+    """One address that a `dns://` or `srv://` endpoint stands for; `name` is the host that it belongs to.
+
+    Only the lowest `priority` value that can be used gets requests; weights are compared within it (RFC 2782).
+    """
+
+    address: str
+    port: int
+    priority: int = 0
+    weight: int = 1
+    name: str = ""
+
+
 class Conditions(msgspec.Struct, tag=True, frozen=True):
     """Control: what it has found out. Everything that is not named here is up, able and not draining.
 
     `addresses`: bare host name to the addresses it resolved to (last good answer).
+    `discovered`: endpoint as written (`dns://app.internal:9000`) to what it stands for; absent: nothing known yet.
     `down` and `draining`: cluster name to endpoint keys (`address:port`). `unable`: clusters that cannot serve.
     `isolated`: no other region was heard of for longer than `tenant_map.partition_after`.
     """
 
     generation: int = 0
     addresses: dict[str, tuple[str, ...]] = {}
+    discovered: dict[str, tuple[Target, ...]] = {}
     down: dict[str, tuple[str, ...]] = {}
     draining: dict[str, tuple[str, ...]] = {}
     unable: tuple[str, ...] = ()

@@ -72,13 +72,19 @@ class PublicUrl:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One host:port of a cluster. `name` is as configured; `address` is what is dialled (an IP where known)."""
+    """One host:port of a cluster. `name` is as configured; `address` is what is dialled (an IP where known).
+
+    `priority` and `weight` are those of SRV records (RFC 2782): the lowest priority value with a usable endpoint takes
+    all requests, and weights are compared within it.
+    """
 
     name: str
     address: str
     port: int
     up: bool = True
     draining: bool = False
+    priority: int = 0
+    weight: int = 1
 
     @property
     def key(self) -> str:
@@ -100,7 +106,7 @@ class ClusterTimeouts:
 class Cluster:
     """A named set of endpoints. `can_serve` is control's word for the whole gateway.
 
-    `usable` are the endpoints that may get new requests: up and not draining.
+    `usable` are the endpoints that may get new requests: up and not draining, of the first priority that has some.
     `connections_max` and `pending_max` are one worker's share of the gateway's limits.
     """
 
@@ -115,7 +121,9 @@ class Cluster:
 
     @property
     def usable(self) -> tuple[Endpoint, ...]:
-        return tuple(e for e in self.endpoints if e.up and not e.draining)
+        able = [e for e in self.endpoints if e.up and not e.draining]
+        first = min((e.priority for e in able), default=0)
+        return tuple(e for e in able if e.priority == first)
 
 
 @dataclass(frozen=True, slots=True)

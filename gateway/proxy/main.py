@@ -38,6 +38,7 @@ from gateway.settings.filter_files import FilterFiles
 from gateway.settings.loader import decode_sources, load
 from gateway.settings.schema import Settings
 from gateway.settings.view import build_view
+from gateway.store.names import read as read_names
 from gateway.telemetry.access_log import AccessLog
 
 _log = logging.getLogger("landbridge.worker")
@@ -68,7 +69,7 @@ class Process:
         self.loop = loop
         self.slot: int = options.slot
         self.settings = settings
-        self.conditions = Conditions()
+        self.conditions = read_names(Path(options.state_dir)).conditions()  # control's word takes its place
         self.sockets = {"http": options.http, "hop": options.hop}
         self.servers: dict[tuple[int, str], asyncio.AbstractServer] = {}
         self.waits: bool = options.wait

@@ -26,6 +26,7 @@ from gateway.settings.scalars import (
     GATEWAY,
     HOP_KEY,
     LISTENER,
+    NAME_SERVER,
     NETWORK,
     PERCENTAGE,
     PREFIX,
@@ -47,6 +48,7 @@ from gateway.settings.schema import (
     ClusterLimitSettings,
     ClusterSettings,
     ClusterTimeoutSettings,
+    DnsSettings,
     DrainSettings,
     HealthSettings,
     LimitSettings,
@@ -173,7 +175,9 @@ APP_CLUSTER: Final = Record(
     {
         "endpoints": Key(
             Items(ENDPOINT, distinct=True),
-            "Where the application listens. An empty list: this region cannot serve this cluster.",
+            "Where the application listens. `dns://host:port`: every address of a name is an endpoint; `srv://_http._tcp"
+            ".name`: every target of its SRV records. Both follow TTLs ([how](operations.md#names)). An empty list: "
+            "this region cannot serve this cluster.",
             required=True,
         ),
         "balance": Key(
@@ -317,6 +321,18 @@ _FILTERS: Final = {
         effect=Effect.WORKERS,
     ),
 }
+_DNS: Final = {
+    "servers": Key(
+        Items(NAME_SERVER, distinct=True),
+        "Name servers to ask, in order; `[]` is those of `/etc/resolv.conf`, with its search domains.",
+        "[]",
+    ),
+    "ttl_min": Key(duration(0.1, DAY_S), "A name is asked again no sooner, however short its TTL.", "1s"),
+    "ttl_max": Key(duration(0.1, DAY_S), "A name is asked again no later, however long its TTL.", "300s"),
+    "timeout": Key(
+        duration(0.05, 60), "How long an answer is waited for, over all servers and tries. A start waits as long.", "2s"
+    ),
+}
 _ACCESS_LOG: Final = {
     "path": Key(
         FilePath({"-": "-", "none": None}, "path, `-` or `none`"), "`-` is standard output, `none` is off.", '"-"'
@@ -392,6 +408,7 @@ ROOT: Final = Record(
         "throttle": Key(Later(), "Rates per tenant and client."),
         "tenant_map": Key(Record(_as_dict, _MAP), "Where placements come from."),
         "filters": Key(Record(_as_dict, _FILTERS), "Request policy.", effect=Effect.WORKERS),
+        "dns": Key(Record(DnsSettings, _DNS), "How endpoints `dns://` and `srv://` are resolved."),
         "access_log": Key(Record(AccessLogSettings, _ACCESS_LOG), "One JSON object a line."),
         "telemetry": Key(Record(_as_dict, _TELEMETRY), "Metrics."),
         "admin": Key(Record(AdminSettings, _ADMIN), "Who may use `listen.admin`."),

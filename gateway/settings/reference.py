@@ -105,7 +105,7 @@ NOT_YET_TEXT: Final = """
 ## Not supported yet
 
 Refused by name, never ignored: {keys}; `tenancy.resolvers` of the kind `jwt`;
-`clusters.<cluster>.balance` other than `least_request`; endpoints `dns://` and `srv://`. {empty} have to be empty.
+`clusters.<cluster>.balance` other than `least_request`. {empty} have to be empty.
 """
 
 

@@ -218,7 +218,13 @@ class _Rules:
             self.note((*where, "tls", lacking), f"a path, since tls.{given} is set")
 
     def times(self) -> None:
-        drain, probes = self.settings.drain, self.settings.probes
+        drain, probes, names = self.settings.drain, self.settings.probes, self.settings.dns
+        if names.ttl_min > names.ttl_max and not self.is_bad("dns"):
+            key = "ttl_min" if self.has(("dns", "ttl_min")) else "ttl_max"
+            expected = f"at most dns.ttl_max ({names.ttl_max:g}s)"
+            if key == "ttl_max":
+                expected = f"at least dns.ttl_min ({names.ttl_min:g}s)"
+            self.note(("dns", key), expected)
         if drain.grace >= drain.limit and not self.is_bad("drain"):
             key = "grace" if self.has(("drain", "grace")) else "limit"
             expected = f"less than drain.limit ({drain.limit:g}s)"

@@ -12,8 +12,8 @@ from typing import Final
 from gateway.core.placement import REGION_NAME
 from gateway.core.view import REGION_CLUSTER
 from gateway.settings import redis_url, templates, units
-from gateway.settings.schema import Address
-from gateway.settings.shape import NOT_YET, Scalar, like
+from gateway.settings.schema import Address, Scheme
+from gateway.settings.shape import Scalar, like
 from gateway.settings.units import Wanted
 
 DAY_S: Final = 86400.0
@@ -25,6 +25,8 @@ KEY_BYTES_MIN: Final = 32
 TOKEN_CHARS_MIN: Final = 24
 """144 bits when it comes from `openssl rand -base64 18`: nobody guesses it, at any rate."""
 TOKEN_CHARS_MAX: Final = 512
+DNS_PORT: Final = 53
+_SERVICE: Final = re.compile(r"_[^.]+\._[^.]+\..")
 _FILTER_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
 _CLUSTER: Final = re.compile(r"[a-z0-9_.-]{1,63}\Z")
 _ACTOR: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
@@ -117,12 +119,49 @@ def _workers(text: str) -> int:
 
 
 def _endpoint(text: str) -> Address:
-    scheme, found, _ = text.partition("://")
-    if found and scheme in ("dns", "srv"):
-        raise Wanted(f"host:port ({scheme}:// is {NOT_YET})")
-    if found:
-        raise Wanted("host:port without a scheme")
-    return units.endpoint(text)
+    scheme, found, rest = text.partition("://")
+    if not found:
+        return units.endpoint(text)
+    if scheme == Scheme.DNS:
+        return _by_addresses(rest)
+    if scheme == Scheme.SRV:
+        return _by_services(rest)
+    raise Wanted("host:port, dns://host:port or srv://_service._proto.name")
+
+
+def _by_addresses(text: str) -> Address:
+    """What stands behind `dns://`: a name and a port."""
+    try:
+        found = units.endpoint(text)
+    except ValueError:
+        raise Wanted("dns://host:port such as dns://app.internal:9000") from None
+    if units.is_ip(found.host):
+        raise Wanted("a name behind dns:// (an address needs no dns://)")
+    return Address(found.host, found.port, Scheme.DNS)
+
+
+def _by_services(text: str) -> Address:
+    """What stands behind `srv://`: the name of SRV records, as RFC 2782 has them."""
+    expected = "srv://_service._proto.name such as srv://_http._tcp.app.internal"
+    if ":" in text:
+        raise Wanted(f"{expected}, without a port (its records name one)")
+    try:
+        name = units.host_name(text)
+    except ValueError:
+        raise Wanted(expected) from None
+    if not _SERVICE.match(name):
+        raise Wanted(expected)
+    return Address(name, 0, Scheme.SRV)
+
+
+def name_server(text: str) -> Address:
+    """`10.0.0.2`, `10.0.0.2:53`, `::1` or `[::1]:53`."""
+    if units.is_ip(text):
+        return Address(str(ipaddress.ip_address(text)), DNS_PORT)
+    found = units.endpoint(text)
+    if not units.is_ip(found.host):
+        raise ValueError("no address")
+    return found
 
 
 def _public(text: str) -> str:
@@ -181,7 +220,14 @@ LISTENER: Final = Scalar(
     *("address", "an address such as 0.0.0.0:8080", units.listener), Address("", 0), schema=like(units.LISTENER_LIKE)
 )
 ENDPOINT: Final = Scalar(
-    *("host:port", "host:port such as 10.1.0.4:9000", _endpoint), Address("", 0), schema=like(units.ENDPOINT_LIKE)
+    *("endpoint", "host:port such as 10.1.0.4:9000", _endpoint),
+    Address("", 0),
+    schema=like(rf"(?:dns://)?{units.ENDPOINT_LIKE}|srv://[A-Za-z0-9._-]+"),
+)
+NAME_SERVER: Final = Scalar(
+    *("address", "an address such as 10.0.0.2 or 10.0.0.2:53", name_server),
+    Address("", 0),
+    schema=like(rf"[0-9A-Fa-f.:]+|{units.ENDPOINT_LIKE}"),
 )
 GATEWAY: Final = Scalar(
     *("host:port", "host:port such as gw.eu.internal:8082", units.endpoint),

@@ -18,11 +18,26 @@ DEFAULT_RETRIES: Final = 1
 """One more try is what separates a closed pooled connection from a failure; more belong to a retry budget."""
 
 
-class Address(msgspec.Struct, frozen=True):
+class Scheme(StrEnum):
+    """How an endpoint is found: as it stands, by A and AAAA records, or by SRV records."""
+
+    PLAIN = ""
+    DNS = "dns"
+    SRV = "srv"
+
+
+class Address(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where to listen or whom to dial. `srv://` endpoints have port 0: their records name ports."""
+
     host: str
     port: int
+    scheme: Scheme = Scheme.PLAIN
 
     def __str__(self) -> str:
+        if self.scheme is Scheme.SRV:
+            return f"srv://{self.host}"
+        if self.scheme is Scheme.DNS:
+            return f"dns://{self.host}:{self.port}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -157,6 +172,15 @@ class TenantMapSettings(msgspec.Struct, frozen=True):
     partition_after: float | None = None
 
 
+class DnsSettings(msgspec.Struct, frozen=True):
+    """How `dns://` and `srv://` endpoints are resolved. `servers` empty: those of resolv.conf."""
+
+    servers: tuple[Address, ...] = ()
+    ttl_min: float = 1.0
+    ttl_max: float = 300.0
+    timeout: float = 2.0
+
+
 class AccessLogSettings(msgspec.Struct, frozen=True):
     """`path` `-` is standard output, None is off (`path: none` in the file)."""
 
@@ -224,6 +248,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tenant_map: TenantMapSettings
     filter_files: tuple[FilterFile, ...] = ()
     filter_options: dict[str, dict[str, object]] = {}
+    dns: DnsSettings = DnsSettings()
     access_log: AccessLogSettings = AccessLogSettings()
     tenant_series: int = 200
     admin: AdminSettings = AdminSettings()

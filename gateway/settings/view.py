@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from gateway.core.conditions import Conditions
+from gateway.core.conditions import Conditions, Target
 from gateway.core.view import (
     REGION_CLUSTER,
     Ability,
@@ -26,7 +26,7 @@ from gateway.core.view import (
     region_cluster,
 )
 from gateway.settings import templates, units
-from gateway.settings.schema import REGION_TIMEOUTS, Address, ClusterSettings, Settings
+from gateway.settings.schema import REGION_TIMEOUTS, Address, ClusterSettings, Scheme, Settings
 
 
 def build_view(settings: Settings, conditions: Conditions, generation: int) -> View:
@@ -124,16 +124,41 @@ def _cluster(
 
 
 def _endpoints(cluster: str, addresses: Iterable[Address], conditions: Conditions) -> tuple[Endpoint, ...]:
-    """One endpoint per address. A name that is not resolved yet stands for itself."""
+    """One endpoint per address: two names of one host are one endpoint, or it would get twice its share."""
     down = frozenset(conditions.down.get(cluster, ()))
     draining = frozenset(conditions.draining.get(cluster, ()))
     endpoints: dict[str, Endpoint] = {}
     for written in addresses:
-        known = () if units.is_ip(written.host) else conditions.addresses.get(written.host, ())
-        for host in known or (written.host,):
-            key = str(Address(host, written.port))
-            # two names of one host are one endpoint: it would get twice its share
-            endpoints.setdefault(
-                key, Endpoint(str(written), host, written.port, up=key not in down, draining=key in draining)
-            )
+        for target in _targets(written, conditions):
+            key = str(Address(target.address, target.port))
+            known = endpoints.get(key)
+            if known is None or target.priority < known.priority:
+                endpoints[key] = Endpoint(
+                    name=str(Address(target.name, target.port)),
+                    address=target.address,
+                    port=target.port,
+                    up=key not in down,
+                    draining=key in draining,
+                    priority=target.priority,
+                    weight=target.weight,
+                )
     return tuple(endpoints.values())
+
+
+def _targets(written: Address, conditions: Conditions) -> Iterable[Target]:
+    """What an endpoint stands for. A bare name that is not resolved yet stands for itself, `dns://` for nothing."""
+    if written.scheme is not Scheme.PLAIN:
+        return conditions.discovered.get(str(written), ())
+    known = () if units.is_ip(written.host) else conditions.addresses.get(written.host, ())
+    return [Target(host, written.port, name=written.host) for host in known or (written.host,)]
+
+
+def assumed(settings: Settings) -> Conditions:
+    """Every `dns://` and `srv://` endpoint found, at addresses that are nobody's: to explain a configuration by."""
+    found: dict[str, tuple[Target, ...]] = {
+        str(written): (Target("192.0.2.1", written.port or 1, name=written.host),)
+        for cluster in settings.clusters.values()
+        for written in cluster.endpoints
+        if written.scheme is not Scheme.PLAIN
+    }
+    return Conditions(discovered=found)

@@ -77,6 +77,25 @@ _ROWS: Final = (
         "1 while an endpoint may get new requests",
         ("cluster", "endpoint"),
     ),
+    Metric(
+        "landbridge_dns_lookups_total",
+        Kind.COUNTER,
+        "Questions to name servers for `dns://` and `srv://` endpoints, by result (found, nxdomain, servfail, timeout, "
+        "empty, failed): all but found leave the last good answer in place",
+        ("result",),
+    ),
+    Metric(
+        "landbridge_dns_failing",
+        Kind.GAUGE,
+        "1 while a `dns://` or `srv://` endpoint lives on its last good answer, or has none",
+        ("endpoint",),
+    ),
+    Metric(
+        "landbridge_dns_age_seconds",
+        Kind.GAUGE,
+        "Time since name servers last knew a `dns://` or `srv://` endpoint; no series before they did once",
+        ("endpoint",),
+    ),
     Metric("landbridge_cluster_able", Kind.GAUGE, "1 while a cluster can serve", ("cluster",)),
     Metric(
         "landbridge_hops_total",

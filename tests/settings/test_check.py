@@ -45,14 +45,14 @@ def test_a_region_can_be_named(path: Path) -> None:
 
 
 def test_five_mistakes_are_five_lines_and_nothing_else(path: Path) -> None:
-    text = SMALL.replace("127.0.0.1:9000", "dns://app:1").replace("here: {", "heere: {").replace("8082}", "99999}")
+    text = SMALL.replace("127.0.0.1:9000", "dns://app").replace("here: {", "heere: {").replace("8082}", "99999}")
     write(path.parent, text + "timeouts: {body: soon}\nlimitz: {}\n")
     assert checked(path) == (
         INVALID,
         [
             'gateway.yaml:1: region: expected one of regions (did you mean heere?), got "here"',
             'gateway.yaml:2: listen.hop: expected an address such as 0.0.0.0:8080, got "127.0.0.1:99999"',
-            'gateway.yaml:8: clusters.app.endpoints[0]: expected host:port (dns:// is not supported yet), got "dns://app:1"',
+            'gateway.yaml:8: clusters.app.endpoints[0]: expected dns://host:port such as dns://app.internal:9000, got "dns://app"',
             'gateway.yaml:9: timeouts.body: expected a duration such as 250ms, got "soon"',
             'gateway.yaml:10: limitz: expected a known key (did you mean limits?), got "limitz"',
         ],

@@ -21,11 +21,13 @@ from gateway.settings.schema import (
     AccessLogSettings,
     Address,
     ClusterTimeoutSettings,
+    DnsSettings,
     HealthSettings,
     MapSource,
     RedisSettings,
     ResolverSettings,
     RouteSettings,
+    Scheme,
     Settings,
     TenantMapSettings,
     TlsSettings,
@@ -146,7 +148,16 @@ CLUSTERS = [
     ("{}", "clusters.app.endpoints: expected a list, got nothing"),
     ("{endpoints: [app]}", 'clusters.app.endpoints[0]: expected host:port such as 10.1.0.4:9000, got "app"'),
     ("{endpoints: ['app:0']}", 'clusters.app.endpoints[0]: expected host:port such as 10.1.0.4:9000, got "app:0"'),
-    ("{endpoints: ['http://app:80']}", 'clusters.app.endpoints[0]: expected host:port without a scheme, got "http://app:80"'),
+    ("{endpoints: ['http://app:80']}", 'clusters.app.endpoints[0]: expected host:port, dns://host:port or srv://_service._proto.name, got "http://app:80"'),
+    ("{endpoints: ['dns://app']}",
+     'clusters.app.endpoints[0]: expected dns://host:port such as dns://app.internal:9000, got "dns://app"'),
+    ("{endpoints: ['dns://10.0.0.1:80']}", "clusters.app.endpoints[0]: expected a name behind dns:// (an address needs no "
+     'dns://), got "dns://10.0.0.1:80"'),
+    ("{endpoints: ['srv://_http._tcp.app:80']}", "clusters.app.endpoints[0]: expected srv://_service._proto.name such as "
+     'srv://_http._tcp.app.internal, without a port (its records name one), got "srv://_http._tcp.app:80"'),
+    ("{endpoints: ['srv://app.internal']}", "clusters.app.endpoints[0]: expected srv://_service._proto.name such as "
+     'srv://_http._tcp.app.internal, got "srv://app.internal"'),
+    ("{endpoints: ['dns://a:1', 'dns://A:1']}", 'clusters.app.endpoints[1]: expected each value once, got "dns://A:1" again'),
     ("{endpoints: ['a:1', 'A:1']}", 'clusters.app.endpoints[1]: expected each value once, got "A:1" again'),
     ("{endpoints: ['a:1'], health: tcp}", 'clusters.app.health: expected none or a mapping, got "tcp"'),
     ("{endpoints: ['a:1'], health: {}}", "clusters.app.health.path: expected a path such as /healthz, got nothing"),
@@ -178,10 +189,6 @@ LATER = [
         ("balance: weighted", "balance", 'least_request (weighted is not supported yet), got "weighted"'),
         ("balance: hash", "balance", 'least_request (hash is not supported yet), got "hash"'),
     ]],
-    ("clusters: {app: {endpoints: ['dns://app:80']}}", 'clusters.app.endpoints[0]: expected host:port (dns:// is not supported '
-     'yet), got "dns://app:80"'),
-    ("clusters: {app: {endpoints: ['srv://_http._tcp.app']}}", 'clusters.app.endpoints[0]: expected host:port (srv:// is not '
-     'supported yet), got "srv://_http._tcp.app"'),
 ]  # fmt: skip
 
 
@@ -270,6 +277,25 @@ telemetry: {tenants: 0}
     assert settings.filter_options == {"region": {"a": 1, "b": [True, "x", {"c": 1.5}], "d": KEY}}
     assert settings.access_log == AccessLogSettings(None, 0.25)
     assert settings.tenant_series == 0
+
+
+def test_endpoints_that_name_servers_know_and_how_they_are_asked(tmp_path: Path) -> None:
+    text = SMALL.replace('"127.0.0.1:9000"', '"dns://App.internal:9000", "srv://_http._TCP.app.internal", "app:1"')
+    text += 'dns: {servers: [10.0.0.2, "10.0.0.3:5353", "::1", "[::1]:54"], ttl_min: 500ms, ttl_max: 1m, timeout: 1s}\n'
+    settings = settings_of(write(tmp_path, text))
+    assert settings.clusters["app"].endpoints == (
+        Address("app.internal", 9000, Scheme.DNS),
+        Address("_http._tcp.app.internal", 0, Scheme.SRV),
+        Address("app", 1),
+    )
+    assert [str(endpoint) for endpoint in settings.clusters["app"].endpoints] == [
+        "dns://app.internal:9000",
+        "srv://_http._tcp.app.internal",
+        "app:1",
+    ]
+    servers = (Address("10.0.0.2", 53), Address("10.0.0.3", 5353), Address("::1", 53), Address("::1", 54))
+    assert settings.dns == DnsSettings(servers, 0.5, 60.0, 1.0)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(settings), type=Settings) == settings
 
 
 REDIS = """\

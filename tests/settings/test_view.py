@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.conditions import Conditions, PeerCondition
+from gateway.core.conditions import Conditions, PeerCondition, Target
 from gateway.core.placement import Misroute
 from gateway.core.view import (
     Ability,
@@ -24,7 +24,7 @@ from gateway.core.view import (
     View,
 )
 from gateway.settings.schema import Address, ClusterSettings, Listen, RegionSettings, Settings, TenantMapSettings
-from gateway.settings.view import build_view
+from gateway.settings.view import assumed, build_view
 from tests.support.configs import KEY, SMALL, settings_of, write
 
 TEXT = (
@@ -101,6 +101,55 @@ def test_a_name_stands_for_itself_until_it_is_resolved_then_for_each_address(set
 def test_an_address_that_two_names_share_is_one_endpoint(settings: Settings) -> None:
     view = view_of(settings, addresses={"app.internal": ("10.0.0.9", "10.0.0.9")})
     assert [e.key for e in view.clusters["app"].endpoints] == ["10.0.0.9:9000"]
+
+
+DISCOVERED = {
+    "dns://app.internal:9000": (Target("10.0.0.1", 9000, name="app.internal"), Target("2001:db8::1", 9000, name="a")),
+    "srv://_http._tcp.app.internal": (
+        Target("10.0.0.1", 9000, 5, 9, "one.internal"),
+        Target("10.0.0.2", 81, 0, 3, "two.internal"),
+        Target("10.0.0.3", 82, 5, 1, "three.internal"),
+    ),
+}
+
+
+def discovering(folder: Path, endpoints: str) -> Settings:
+    return settings_of(write(folder, SMALL.replace('["127.0.0.1:9000"]', endpoints)))
+
+
+def test_what_is_discovered_becomes_endpoints_with_priorities_and_weights(tmp_path: Path) -> None:
+    settings = discovering(tmp_path, '["srv://_http._tcp.app.internal", "dns://app.internal:9000"]')
+    assert view_of(settings).clusters["app"].endpoints == (), "nothing is known: nothing can be dialled"
+    assert not view_of(settings).clusters["app"].can_serve
+    app = view_of(settings, discovered=DISCOVERED).clusters["app"]
+    assert app.endpoints == (
+        Endpoint("app.internal:9000", "10.0.0.1", 9000),  # named twice: once, of the lower priority value
+        Endpoint("two.internal:81", "10.0.0.2", 81, weight=3),
+        Endpoint("three.internal:82", "10.0.0.3", 82, priority=5),
+        Endpoint("a:9000", "2001:db8::1", 9000),
+    )
+    assert app.can_serve
+
+
+def test_the_first_priority_that_has_a_usable_endpoint_takes_all(tmp_path: Path) -> None:
+    settings = discovering(tmp_path, '["srv://_http._tcp.app.internal"]')
+
+    def usable(down: tuple[str, ...] = (), draining: tuple[str, ...] = ()) -> list[str]:
+        found = view_of(settings, discovered=DISCOVERED, down={"app": down}, draining={"app": draining})
+        return [endpoint.key for endpoint in found.clusters["app"].usable]
+
+    assert usable() == ["10.0.0.2:81"]
+    assert usable(down=("10.0.0.2:81",)) == ["10.0.0.1:9000", "10.0.0.3:82"]
+    assert usable(draining=("10.0.0.2:81",)) == ["10.0.0.1:9000", "10.0.0.3:82"]
+    assert usable(("10.0.0.2:81", "10.0.0.1:9000")) == ["10.0.0.3:82"]
+    assert usable(("10.0.0.2:81", "10.0.0.1:9000", "10.0.0.3:82")) == []
+
+
+def test_an_assumed_world_has_every_endpoint(tmp_path: Path) -> None:
+    settings = discovering(tmp_path, '["srv://_http._tcp.app.internal", "dns://app.internal:9000"]')
+    app = build_view(settings, assumed(settings), 0).clusters["app"]
+    assert len(app.usable) == 2
+    assert app.can_serve
 
 
 def test_down_and_draining_endpoints_are_not_usable(settings: Settings) -> None:
