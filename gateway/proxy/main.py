@@ -37,7 +37,7 @@ from gateway.proxy.worker import SWEEP_S, Worker
 from gateway.settings.filter_files import FilterFiles
 from gateway.settings.loader import decode_sources, load
 from gateway.settings.schema import Settings
-from gateway.settings.view import build_view
+from gateway.settings.view import build_view, undiscovered
 from gateway.store.names import read as read_names
 from gateway.telemetry.access_log import AccessLog
 
@@ -53,6 +53,9 @@ TUNNEL_ENDS_S: Final = 2.0
 TUNNEL_ENDS_FRACTION: Final = 0.1
 """Tunnels that live to the drain's limit end one by one in the last tenth of it, at most 2 s: clients that all lost
 theirs in the same moment would all come back in the same moment."""
+
+NAMES_MARGIN_S: Final = 3.0
+"""What control gets to start in, besides `dns.timeout`, before a worker that knows no name serves without its word."""
 
 COMPLAINT_CHARS_MAX: Final = 2000
 
@@ -74,6 +77,7 @@ class Process:
         self.servers: dict[tuple[int, str], asyncio.AbstractServer] = {}
         self.waits: bool = options.wait
         self.may_accept = asyncio.Event()
+        self.informed = asyncio.Event()
         self.done = asyncio.Event()
         self.draining_since: float | None = None
         self.retired = False
@@ -98,9 +102,10 @@ class Process:
         await self.channel.start()
         for name in (signal.SIGTERM,):
             self.loop.add_signal_handler(name, self.drain)
-        if not self.waits:
-            await self.serve_slot(self.slot)
         self.bus.start()
+        await self.hear_of_names()
+        if not self.waits and self.draining_since is None:
+            await self.serve_slot(self.slot)
         self.loop.call_later(SWEEP_S, self.sweep)
         self.tell_log_problem()
         gc.collect()
@@ -116,6 +121,17 @@ class Process:
         await self.done.wait()
         self.worker.close()
         await self.bus.close()
+
+    async def hear_of_names(self) -> None:
+        """At a first start only control knows what `dns://` endpoints stand for: hear that before the first request.
+
+        Connections wait in the sockets' queues meanwhile. Whatever was known once is on disk, and without control a
+        worker serves what it can.
+        """
+        if not self.informed.is_set() and undiscovered(self.settings, self.conditions):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.dns.timeout + NAMES_MARGIN_S):
+                    await self.informed.wait()
 
     # ---- sockets
 
@@ -188,6 +204,7 @@ class Process:
             settings, conditions = message.settings, self.conditions
         else:
             settings, conditions = self.settings, message
+            self.informed.set()
         try:
             view = build_view(settings, conditions, message.generation)
             self.worker.swap(view)

@@ -153,6 +153,15 @@ def _targets(written: Address, conditions: Conditions) -> Iterable[Target]:
     return [Target(host, written.port, name=written.host) for host in known or (written.host,)]
 
 
+def undiscovered(settings: Settings, conditions: Conditions) -> bool:
+    """Whether there is a `dns://` or `srv://` endpoint that nothing is known of."""
+    return any(
+        written.scheme is not Scheme.PLAIN and str(written) not in conditions.discovered
+        for cluster in settings.clusters.values()
+        for written in cluster.endpoints
+    )
+
+
 def assumed(settings: Settings) -> Conditions:
     """Every `dns://` and `srv://` endpoint found, at addresses that are nobody's: to explain a configuration by."""
     found: dict[str, tuple[Target, ...]] = {

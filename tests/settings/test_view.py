@@ -24,7 +24,7 @@ from gateway.core.view import (
     View,
 )
 from gateway.settings.schema import Address, ClusterSettings, Listen, RegionSettings, Settings, TenantMapSettings
-from gateway.settings.view import assumed, build_view
+from gateway.settings.view import assumed, build_view, undiscovered
 from tests.support.configs import KEY, SMALL, settings_of, write
 
 TEXT = (
@@ -147,6 +147,8 @@ def test_the_first_priority_that_has_a_usable_endpoint_takes_all(tmp_path: Path)
 
 def test_an_assumed_world_has_every_endpoint(tmp_path: Path) -> None:
     settings = discovering(tmp_path, '["srv://_http._tcp.app.internal", "dns://app.internal:9000"]')
+    assert undiscovered(settings, Conditions())
+    assert not undiscovered(settings, assumed(settings))
     app = build_view(settings, assumed(settings), 0).clusters["app"]
     assert len(app.usable) == 2
     assert app.can_serve
