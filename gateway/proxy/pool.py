@@ -84,6 +84,8 @@ class ClusterPool:
         self.config = config
         self.endpoints: dict[str, EndpointPool] = {}
         self.usable: tuple[EndpointPool, ...] = ()
+        self.spare: tuple[EndpointPool, ...] = ()
+        self.weighted = False
         self.size = 0
         self.waiting: deque[Relay] = deque()
         self.configure(config)
@@ -100,7 +102,12 @@ class ClusterPool:
             kept[endpoint.key] = pool
         gone = self.endpoints
         self.endpoints = kept
-        self.usable = tuple(kept[e.key] for e in config.usable)
+        usable = config.usable
+        self.usable = tuple(kept[e.key] for e in usable)
+        self.weighted = len({e.weight for e in usable}) > 1
+        first = usable[0].priority if usable else 0
+        later = [e for e in config.endpoints if e.up and not e.draining and e.priority != first]
+        self.spare = tuple(kept[e.key] for e in sorted(later, key=lambda e: e.priority))
         for pool in gone.values():
             pool.leave()
 
@@ -135,12 +142,21 @@ class ClusterPool:
     def _choose(self, relay: Relay, now: float) -> EndpointPool:
         ready = [pool for pool in self.usable if pool.down_until <= now]
         fresh = [pool for pool in ready if pool.endpoint.key not in relay.tried]
+        if not fresh and self.spare:
+            fresh = self._choose_later(relay, now)
+            ready = ready or fresh
         if not ready:
             if self.config.region is not None:
                 raise GatewayError("region_unreachable", f"no gateway of {self.config.region} can be reached")
             raise GatewayError("cluster_unavailable", f"no endpoint of cluster {self.name} is usable")
         ready = fresh or ready
-        return ready[least_request([pool.busy for pool in ready], random.random)]
+        weights = [pool.endpoint.weight for pool in ready] if self.weighted else ()
+        return ready[least_request([pool.busy for pool in ready], random.random, weights)]
+
+    def _choose_later(self, relay: Relay, now: float) -> list[EndpointPool]:
+        """The first of the later priorities that has an endpoint which neither this request nor this worker gave up."""
+        ready = [pool for pool in self.spare if pool.down_until <= now and pool.endpoint.key not in relay.tried]
+        return [pool for pool in ready if pool.endpoint.priority == ready[0].endpoint.priority]
 
     def _evict(self) -> bool:
         """Close an idle connection of another endpoint, so that a busy one may grow."""
