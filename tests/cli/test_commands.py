@@ -199,6 +199,13 @@ def test_map_status(folder: Path) -> None:
     assert ["records", "3"] in rows(call("map", "status").stdout)
 
 
+def test_explain_assumes_that_names_are_found(folder: Path) -> None:
+    text = (folder / "gateway.yaml").read_text()
+    (folder / "gateway.yaml").write_text(text.replace("127.0.0.1:9000", "srv://_http._tcp.app.internal"))
+    assert call("check").exit_code == 0
+    assert answer("explain", "--host", "acme.example.com")["decision"] == "local"
+
+
 def test_explain_uses_the_tenants_file_before_there_is_a_map() -> None:
     explained = answer("explain", "--host", "acme.example.com")
     assert (explained["decision"], explained["region"]) == ("local", "here")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from gateway.control.conditions import Judge, describe
-from gateway.core.conditions import Conditions, PeerCondition
+from gateway.core.conditions import Conditions, PeerCondition, Target
 from gateway.core.peering import PeerAnswer
 from gateway.core.view import Ability
 from gateway.settings.schema import (
@@ -14,6 +15,7 @@ from gateway.settings.schema import (
     HealthSettings,
     Listen,
     RegionSettings,
+    Scheme,
     Settings,
     TenantMapSettings,
 )
@@ -57,6 +59,22 @@ def test_nothing_known_is_nothing_down(judge: Judge) -> None:
     view = build_view(SETTINGS, found, 1)
     assert all(cluster.can_serve for cluster in view.clusters.values())
     assert view.ability("eu", "app") is Ability.ABLE
+
+
+def test_what_names_stand_for_is_judged_and_told() -> None:
+    written = "srv://_http._tcp.app.internal"
+    settings = msgspec.structs.replace(
+        SETTINGS, clusters={"app": ClusterSettings((Address("_http._tcp.app.internal", 0, Scheme.SRV),))}
+    )
+    discovered = {written: (Target("10.0.0.1", 80, 0, 5), Target("10.0.0.2", 80, 9, 5))}
+    judge = Judge()
+    judge.cover(settings, build_view(settings, Conditions(discovered=discovered), 0), {}, discovered)
+    assert judge.connects_failed("app", "10.0.0.1:80", 3)
+    found = judge.conclude(0.0)
+    assert (found.discovered, found.down, found.unable) == (discovered, {"app": ("10.0.0.1:80",)}, ())
+    assert [e.key for e in build_view(settings, found, 1).clusters["app"].usable] == ["10.0.0.2:80"]
+    again = msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=Conditions)
+    assert again == found
 
 
 def test_a_report_turns_an_endpoint_and_the_last_one_the_cluster(judge: Judge) -> None:

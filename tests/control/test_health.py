@@ -130,3 +130,24 @@ def test_settle_names_the_clusters_that_turned() -> None:
     health.connects_failed("app", "a:1", 3)
     assert health.settle(0.0) == ["app"]
     assert health.settle(0.1) == []
+
+
+def test_a_cluster_that_moved_as_a_whole_starts_anew() -> None:
+    """Its name has other addresses: what is known of the old ones, and the rest after it, says nothing of these."""
+    health = Health()
+    health.cover({"app": ["a", "b"]}, {})
+    for endpoint in ("a", "b"):
+        health.connects_failed("app", endpoint, 3)
+    assert health.settle(0.0) == ["app"]
+    health.cover({"app": ["b", "c"]}, {})
+    health.settle(1.0)
+    assert not health.clusters["app"].can_serve, "one of the old ones is left: it rests"
+    health.cover({"app": ["d"]}, {})
+    health.settle(1.0)
+    assert health.clusters["app"].can_serve
+    health.cover({"app": []}, {})
+    health.settle(2.0)
+    assert not health.clusters["app"].can_serve
+    health.cover({"app": ["d"]}, {})
+    health.settle(2.0)
+    assert health.clusters["app"].can_serve, "its name is resolved for the first time: there is nothing to rest from"
