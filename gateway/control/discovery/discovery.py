@@ -113,16 +113,17 @@ class Discovery:
         self._wake = asyncio.Event()
 
     async def use(self, endpoints: Iterable[Address], rules: Rules) -> None:
-        """Follow exactly these. Waits for those never resolved, at most `rules.timeout`; they may come later."""
+        """Follow exactly these. Waits at most `rules.timeout` for those of which nothing is known: they may come later."""
         moved, self._rules = self._rules.servers != rules.servers, rules
         self._written = {str(address): address for address in endpoints}
         self._settle()
         if moved:
             self._hurry(self._questions)
-        new = [self._start(key) for key in self._wanted() if self._questions[key].known.found_at is None]
+        asked = {key: self._start(key) for key in self._wanted() if self._questions[key].known.found_at is None}
         self._conclude()
         self._wake.set()
-        if new:
+        lacking = [address for written, address in self._written.items() if written not in self.targets]
+        if new := {asked[key] for address in lacking for key in self._keys(address) if key in asked}:
             await asyncio.wait(new, timeout=rules.timeout)
 
     async def run(self) -> None:

@@ -15,7 +15,17 @@ import dns.exception
 import dns.nameserver
 import dns.resolver
 
-from gateway.core.discovery import Answer, Found, Lacking, Record, Result, Rules, Service, can_be_dialled
+from gateway.core.discovery import (
+    TARGETS_MAX,
+    Answer,
+    Found,
+    Lacking,
+    Record,
+    Result,
+    Rules,
+    Service,
+    can_be_dialled,
+)
 
 TRIES_MIN: Final = 2
 """A datagram may be lost: a single server is asked twice within the time limit, several are asked once each."""
@@ -78,7 +88,13 @@ def _records(answer: dns.resolver.Answer, record: Record) -> Answer:
                 found.add(address)
     if not found:
         return Lacking(Result.EMPTY, f"no {record} record that can be used")
-    return Found(tuple(sorted(found, key=str)), float(answer.chaining_result.minimum_ttl))
+    kept = sorted(found, key=_order)[:TARGETS_MAX]
+    return Found(tuple(kept), float(answer.chaining_result.minimum_ttl))
+
+
+def _order(record: str | Service) -> tuple[object, ...]:
+    """The best services first, addresses by number: what is beyond the bound is the same at each answer."""
+    return tuple(record) if isinstance(record, Service) else (int(ipaddress.ip_address(record)),)
 
 
 def _said(error: Exception) -> str:

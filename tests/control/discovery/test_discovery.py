@@ -208,7 +208,12 @@ async def test_what_an_earlier_life_knew_stands_until_there_is_an_answer(world: 
     kept = {str(APP): (Target("10.0.0.9", 80, name="app.internal"),), "dns://gone:1": (Target("10.0.0.8", 1),)}
     world.discovery = world.make(kept)
     world.script.table["app.internal"] = TIMEOUT
+    world.script.stuck.add("app.internal")
+    began = asyncio.get_running_loop().time()
     await world.discovery.use([APP], RULES)
+    assert asyncio.get_running_loop().time() - began < 0.25, "a start waits for no name that is known"
+    world.script.stuck.clear()
+    await world.discovery._start(next(iter(world.discovery._questions)))
     assert world.discovery.targets == {str(APP): kept[str(APP)]}
     world.script.host("app.internal", "10.0.0.1")
     await world.discovery._start(next(iter(world.discovery._questions)))
