@@ -282,7 +282,7 @@ class Control:
         They say Hello before the configuration is the gateway's: it is sent to whoever runs it already.
         """
         old, new = self.facts.settings, loaded.settings
-        await self.names.use(old, new)
+        await self.names.use(new)
         self.tickets += 1
         self.candidate = new
         self.replaced = asyncio.get_running_loop().create_future()
@@ -300,7 +300,7 @@ class Control:
         finally:
             self.candidate = self.replaced = None
         if why:
-            await self.names.use(old)
+            self.names.only(old)
         return why
 
     def replacement_ended(self, why: str) -> None:
@@ -316,6 +316,7 @@ class Control:
         self.facts.generation += 1
         self.facts.view = build_view(settings, self.facts.conditions, self.facts.generation)
         self.bus.broadcast(Configured(self.facts.generation, settings))
+        self.names.only(settings)  # workers have heard of the new ones before they lose the old ones
         new = self.facts.view
         before, self.redis = self.redis, settings.tenant_map.redis
         is_elsewhere = self.redis != before

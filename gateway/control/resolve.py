@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from gateway.settings.schema import Scheme, Settings
@@ -56,14 +56,19 @@ class Resolver:
         self._names: set[str] = set()
         self._inflight: dict[str, asyncio.Future[None]] = {}
 
-    async def use(self, names: Iterable[str]) -> None:
+    async def use(self, names: Collection[str]) -> None:
         """Keep exactly these names resolved. Waits for new ones at most `FIRST_S`; they may come later."""
         self._names = set(names)
-        self.addresses = {name: found for name, found in self.addresses.items() if name in self._names}
-        self.failing = {name: why for name, why in self.failing.items() if name in self._names}
+        self.narrow(names)
         new = [self._start(name) for name in self._names if name not in self.addresses]
         if new:
             await asyncio.wait(new, timeout=FIRST_S)
+
+    def narrow(self, names: Collection[str]) -> None:
+        """Keep only these names."""
+        self._names &= set(names)
+        self.addresses = {name: found for name, found in self.addresses.items() if name in self._names}
+        self.failing = {name: why for name, why in self.failing.items() if name in self._names}
 
     async def run(self) -> None:
         """Ask again every 30 s until cancelled."""

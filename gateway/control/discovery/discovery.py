@@ -113,7 +113,7 @@ class Discovery:
         self._wake = asyncio.Event()
 
     async def use(self, endpoints: Iterable[Address], rules: Rules) -> None:
-        """Follow exactly these. Waits at most `rules.timeout` for those of which nothing is known: they may come later."""
+        """Follow exactly these. Waits at most `rules.timeout` for those of which nothing is known yet."""
         moved, self._rules = self._rules.servers != rules.servers, rules
         self._written = {str(address): address for address in endpoints}
         self._settle()
@@ -125,6 +125,13 @@ class Discovery:
         lacking = [address for written, address in self._written.items() if written not in self.targets]
         if new := {asked[key] for address in lacking for key in self._keys(address) if key in asked}:
             await asyncio.wait(new, timeout=rules.timeout)
+
+    def narrow(self, endpoints: Iterable[Address]) -> None:
+        """Follow only these of those that are followed."""
+        self._written = {str(address): address for address in endpoints if str(address) in self._written}
+        self._settle()
+        self._conclude()
+        self._wake.set()
 
     async def run(self) -> None:
         """Ask whatever is due, until cancelled."""

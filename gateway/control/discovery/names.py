@@ -53,6 +53,9 @@ class Names:
         self._kept = self._written = read(state_dir)
         self._writing: asyncio.Task[None] | None = None
         self._bare: set[str] = set()
+        self._settings: Settings | None = None
+        self._using = 0
+        self._unsaid = False
         self._wire = Wire()
         self.resolver = Resolver(self._news)
         self.discovery = Discovery(self._wire, tasks, rng, self._news, counted, self._kept.discovered)
@@ -67,8 +70,31 @@ class Names:
     def discovered(self) -> Mapping[str, tuple[Target, ...]]:
         return self.discovery.targets
 
-    async def use(self, *configurations: Settings) -> None:
-        """Keep the names of all these resolved, by the rules of the last. Waits for new ones, for a bounded time."""
+    async def use(self, settings: Settings) -> None:
+        """Know the names of `settings`, besides those in use. Waits for new ones, for a bounded time.
+
+        News in the meantime is told at the end: nobody shall judge a configuration of which half is not asked yet.
+        """
+        self._using += 1
+        try:
+            await self._use(*(() if self._settings is None else (self._settings,)), settings)
+        finally:
+            self._using -= 1
+        if self._settings is None:
+            self._settings = settings
+        if self._unsaid and not self._using:
+            self._unsaid = False
+            self._changed()
+
+    def only(self, settings: Settings) -> None:
+        """Forget the names that `settings` lack, once nobody uses another configuration any more."""
+        self._settings = settings
+        self._bare = bare_names(settings)
+        self.resolver.narrow(self._bare)
+        self.discovery.narrow(discovered_names(settings))
+        self._keep()
+
+    async def _use(self, *configurations: Settings) -> None:
         self._bare = set().union(*map(bare_names, configurations))
         endpoints: set[Address] = set().union(*map(discovered_names, configurations))
         # the resolver and discovery wait at the same time, each by its own limit
@@ -88,7 +114,10 @@ class Names:
 
     def _news(self) -> None:
         self._keep()
-        self._changed()
+        if self._using:
+            self._unsaid = True
+        else:
+            self._changed()
 
     def _keep(self) -> None:
         """Bring what is known to disk, in a thread; once more when it changed meanwhile."""

@@ -99,6 +99,31 @@ async def test_a_bare_name_that_cannot_be_resolved_is_what_it_was(
     await world.close()
 
 
+async def test_another_configuration_takes_no_name_from_the_one_in_use(server: NameServer, tmp_path: Path) -> None:
+    """Workers run the old one until they heard of the new one; what is asked meanwhile is told at once at the end."""
+    server.put("app.internal", "A", "10.0.0.1")
+    server.put("new.internal", "A", "10.0.0.2")
+    server.say["slow.internal"] = "drop"
+    old = settings_of(server, APP)
+    new = settings_of(server, Address("new.internal", 80, Scheme.DNS), Address("slow.internal", 80, Scheme.DNS))
+    world = World(tmp_path)
+    await world.names.use(old)
+    before = world.news
+    using = world.tasks.spawn(world.names.use(new), "use")
+    await eventually(lambda: "dns://new.internal:80" in world.names.discovered)
+    assert not using.done()
+    assert world.news == before, "half of it is not asked yet"
+    await using
+    assert world.news == before + 1
+    assert set(world.names.discovered) == {str(APP), "dns://new.internal:80"}
+    world.names.only(new)
+    assert set(world.names.discovered) == {"dns://new.internal:80"}
+    await world.names.use(old)
+    world.names.only(new)  # it was refused
+    assert set(world.names.discovered) == {"dns://new.internal:80"}
+    await world.close()
+
+
 async def test_a_folder_that_takes_nothing_stops_nothing(server: NameServer, tmp_path: Path) -> None:
     server.put("app.internal", "A", "10.0.0.1")
     world = World(tmp_path / "missing")
