@@ -69,6 +69,7 @@ class Replicator:
         try:
             if not redis.acquire(self.token):
                 self._seen = None
+                self._world.changed()  # all is not quiet while the lease is somebody's who may be gone
                 return
             state = redis.state
             if self._seen != (redis.run, state.log_id) or not state.log_id:
@@ -220,12 +221,14 @@ class Gateway:
                 self._compare(redis, restores)
             elif self.offset.seq < head.last:
                 first, entries = redis.read_feed(self.offset.seq, self._world.batch())
-                answer = (head.log_id, first, entries)
+                answer = (self._asked, head.log_id, first, entries)
                 self._world.send(self._region, self._region, self._take, answer)
         except Down:
             pass
 
-    def _take(self, log_id: str, first: int, entries: Sequence[FeedEntry]) -> None:
+    def _take(self, asked: int, log_id: str, first: int, entries: Sequence[FeedEntry]) -> None:
+        if asked != self._asked:
+            return  # one question at a time: a comparison began since
         for seq, entry in enumerate(entries, first):
             if rules.step(self.offset, log_id, seq) is not Step.APPLIED:
                 continue

@@ -259,7 +259,8 @@ class SimRedis:
         self._own_the_log()
         outcomes: list[Outcome] = []
         for tenant, value in entries:
-            outcomes.append(self._take(state, tenant, value, None))
+            origin = (self.region, Offset(state.log_id, len(state.log) + 1)) if relog else None
+            outcomes.append(self._take(state, tenant, value, origin))
             if relog and outcomes[-1] in rules.TAKES:
                 state.log.append((tenant, value))
         return outcomes
