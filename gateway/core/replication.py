@@ -117,9 +117,13 @@ def encode_body(placement: Placement) -> bytes:
 
 def sum_of(tenant: str, version: str, body: bytes) -> str:
     """16 hex digits over id, version and body."""
-    return hashlib.sha1(b"%b\0%b\0%b" % (tenant.encode(), version.encode(), body), usedforsecurity=False).hexdigest()[
-        :16
-    ]
+    return sum_over(tenant, version.encode(), body).decode()
+
+
+def sum_over(tenant: str, version: bytes, body: bytes) -> bytes:
+    """`sum_of`, as it stands in a value."""
+    covered = b"%b\0%b\0%b" % (tenant.encode(), version, body)
+    return hashlib.sha1(covered, usedforsecurity=False).hexdigest()[:SUM_DIGITS].encode()
 
 
 def encode_value(tenant: str, version: Version, replaces: Sequence[Version], body: bytes) -> bytes:

@@ -7,7 +7,6 @@ one, for its word why.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -26,6 +25,7 @@ from gateway.core.replication import (
     decode_value,
     judge,
     stamp_of,
+    sum_over,
 )
 
 TOMBSTONE_MS: Final = 30 * 24 * 3600 * 1000
@@ -47,7 +47,7 @@ def examine(tenant: str, value: bytes) -> int:
         return decode_value(tenant, value).version.hlc
     version, hlc, total = found.groups()
     body = value[found.end() :]
-    if _sum(tenant, version, body) != total:
+    if sum_over(tenant, version, body) != total:
         raise BadValue("its sum does not hold")
     try:
         record = _body.decode(body)
@@ -56,12 +56,6 @@ def examine(tenant: str, value: bytes) -> int:
     if REGION_NAME.match(record.home) is None or not all(map(REGION_NAME.match, record.standby)):
         raise BadValue("home or standby is no region's name")
     return int(hlc)
-
-
-def _sum(tenant: str, version: bytes, body: bytes) -> bytes:
-    """`core.replication.sum_of`, as it stands in a value."""
-    what = b"%b\0%b\0%b" % (tenant.encode(), version, body)
-    return hashlib.sha1(what, usedforsecurity=False).hexdigest()[:16].encode()
 
 
 class Bad(NamedTuple):
@@ -127,7 +121,7 @@ def weigh(tenant: str, value: bytes) -> tuple[str, bool]:
     if found is None or len(value) > VALUE_BYTES_MAX or TENANT_ID.match(tenant) is None:
         return _weigh_odd(tenant, value)
     version, _, total = found.groups()
-    return total.decode(), _sum(tenant, version, value[found.end() :]) == total
+    return total.decode(), sum_over(tenant, version, value[found.end() :]) == total
 
 
 def _weigh_odd(tenant: str, value: bytes) -> tuple[str, bool]:
