@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from datetime import UTC, datetime
 
 
@@ -20,3 +21,11 @@ class LogLines(logging.Formatter):
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+
+def log_to_stderr(name: str) -> None:
+    """Have this process write its log, from INFO on, to standard error."""
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(LogLines(name))
+    logging.basicConfig(level=logging.INFO, handlers=[log])
+    logging.raiseExceptions = False  # a reader of the log that is gone must not end its writer

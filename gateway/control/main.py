@@ -40,15 +40,15 @@ from gateway.bus.messages import (
     MapUnreadable,
 )
 from gateway.bus.server import BusPeer, BusServer
-from gateway.bus.stats import StatsFile
 from gateway.control.admin import GATE, make_app
 from gateway.control.admin_listener import Listener
 from gateway.control.conditions import TICK_S, Judge, describe
+from gateway.control.counters import Counters
 from gateway.control.discovery.names import Names
 from gateway.control.facts import Facts, Processes
 from gateway.control.health_checks import HealthChecks
 from gateway.control.isolation import Isolation, keep, was_isolated
-from gateway.control.log_lines import LogLines
+from gateway.control.log_lines import log_to_stderr
 from gateway.control.map_file import MapFile
 from gateway.control.peer_probes import PeerProbes
 from gateway.control.reload import (
@@ -56,7 +56,6 @@ from gateway.control.reload import (
     Configuration,
     Loaded,
     NoConfiguration,
-    Outcome,
     starting_point,
     write_candidate,
 )
@@ -66,7 +65,6 @@ from gateway.control.sources.source import Ground
 from gateway.control.tasks import TaskSet
 from gateway.control.watch import Watch
 from gateway.core.conditions import Conditions
-from gateway.core.discovery import Result
 from gateway.settings.schema import Settings
 from gateway.settings.view import build_view
 from gateway.store.check import mend
@@ -97,11 +95,11 @@ class Control:
         self.options = options
         self.tasks = TaskSet()
         self.stopped = asyncio.Event()
-        self.stats = StatsFile(state_dir / "stats" / "control.stats")
+        self.counters = Counters(state_dir)
         self.kept_isolated = was_isolated(state_dir)
         self.judge = Judge(Isolation(self.kept_isolated))
         rng = random.Random()
-        self.names = Names(state_dir, self.tasks, rng, self.addresses_changed, self.count_lookup)
+        self.names = Names(state_dir, self.tasks, rng, self.addresses_changed, self.counters.lookup)
         self.checks = HealthChecks(self.judge.health, self.tasks, self.rejudge, rng)
         self.probes = PeerProbes(self.judge.peers, self.tasks, self.rejudge, rng, wall_ms)
         configuration = Configuration(
@@ -110,7 +108,7 @@ class Control:
             environ,
             start,
             self.apply,
-            self.count_reload,
+            self.counters.reload,
             wall_ms,
             self.replace_workers,
         )
@@ -118,9 +116,9 @@ class Control:
             writer=writer,
             settings=lambda: configuration.current.settings,
             changed=self.map_changed,
-            ended=self.count_reload,
+            ended=self.counters.reload,
             wall_ms=wall_ms,
-            rejected=self.count_rejected,
+            rejected=self.counters.rejected,
             suspect=lambda why: self.facts.map_file.suspect(why),
             program=__version__,
             rng=rng,
@@ -149,9 +147,6 @@ class Control:
         self.candidate: Settings | None = None
         self.tickets = 0
         self.replaced: asyncio.Future[str] | None = None
-        for source in ("config", "tenants"):
-            for result in ("applied", "refused"):
-                self.reload_series(source, result)
 
     # --- life
 
@@ -438,20 +433,6 @@ class Control:
                     self.checks.settle()
                     self.rejudge()
 
-    # --- counters
-
-    def reload_series(self, source: str, result: str) -> int:
-        return self.stats.series("landbridge_config_reloads_total", (("source", source), ("result", result)))
-
-    def count_rejected(self, reason: str) -> None:
-        self.stats.values[self.stats.series("landbridge_map_rejected_total", (("reason", reason),))] += 1
-
-    def count_lookup(self, result: Result) -> None:
-        self.stats.values[self.stats.series("landbridge_dns_lookups_total", (("result", result.value),))] += 1
-
-    def count_reload(self, outcome: Outcome) -> None:
-        self.stats.values[self.reload_series(outcome.source, outcome.result)] += 1
-
 
 def wall_ms() -> int:
     return time.time_ns() // 1_000_000
@@ -503,12 +484,9 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def main() -> int:
-    log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(LogLines("control"))
-    logging.basicConfig(level=logging.INFO, handlers=[log])
+    log_to_stderr("control")
     # What fails in a handler is logged by `admin.guard`; what is left is garbage on the socket, with a traceback each.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-    logging.raiseExceptions = False  # a reader of our log that is gone must not end control
     options = parse_options(sys.argv[1:])
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(serve(options, dict(os.environ)))

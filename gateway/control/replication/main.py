@@ -26,7 +26,7 @@ from typing import Any, Final
 import uvloop
 
 from gateway.bus.channel import Channel
-from gateway.control.log_lines import LogLines
+from gateway.control.log_lines import log_to_stderr
 from gateway.control.replication.counters import Counters
 from gateway.control.replication.region_map import RegionMap
 from gateway.control.replication.replicator import Replicator
@@ -126,10 +126,7 @@ async def serve(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(LogLines("replicator"))
-    logging.basicConfig(level=logging.INFO, handlers=[log])
-    logging.raiseExceptions = False  # a reader of our log that is gone must not end us
+    log_to_stderr("replicator")
     options = parse_options(sys.argv[1:])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(options))
