@@ -3,6 +3,7 @@
 server.put("app.internal", "A", "127.0.0.2", "127.0.0.3", ttl=1)
 server.put("www.internal", "CNAME", "app.internal.")
 server.say["app.internal"] = "SERVFAIL"      # or NXDOMAIN, REFUSED, drop, garbage, slow; for all its types
+server.say["app.internal A"] = "drop once"   # the first question of that type is lost
 """
 
 from __future__ import annotations
@@ -102,6 +103,9 @@ class NameServer(asyncio.DatagramProtocol):
         self.asked.append((name, kind, protocol))
         match self.say.get(f"{name} {kind}", self.say.get(name, self.say.get("*", ""))):
             case "drop":
+                return None
+            case "drop once":
+                del self.say[f"{name} {kind}"]
                 return None
             case "garbage":
                 return wire[:2] + b"\x81\x80" + b"\xff" * 40

@@ -97,6 +97,8 @@ class Names:
     async def _use(self, *configurations: Settings) -> None:
         self._bare = set().union(*map(bare_names, configurations))
         endpoints: set[Address] = set().union(*map(discovered_names, configurations))
+        if endpoints:
+            await self._wire.ready()
         # the resolver and discovery wait at the same time, each by its own limit
         await asyncio.gather(self.resolver.use(self._bare), self.discovery.use(endpoints, rules_of(configurations[-1])))
         self._keep()

@@ -60,6 +60,10 @@ class Wire:
         work = _ask(name, records, rules, self._resolv_conf)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
 
+    async def ready(self) -> None:
+        """Start the thread and load what it needs, so that no question's time is spent on that."""
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_load(), self._started()))
+
     def close(self) -> None:
         """End the thread; what is being asked is dropped."""
         if self._loop is not None and self._thread is not None:
@@ -85,7 +89,12 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
+async def _load() -> None:
+    """dnspython takes a tenth of a second to load: in this thread."""
+    from gateway.control.discovery import speak  # noqa: F401
+
+
 async def _ask(name: str, records: Sequence[Record], rules: Rules, resolv_conf: str) -> dict[Record, Answer]:
-    from gateway.control.discovery import speak  # dnspython, which takes a tenth of a second to load: in this thread
+    from gateway.control.discovery import speak  # as `_load`
 
     return await speak.ask(name, records, rules, resolv_conf)
