@@ -265,9 +265,7 @@ async def test_the_first_request_of_a_first_start_finds_the_name(fleet: DnsFleet
     gateway, server = fleet.gateway, fleet.server
     await gateway.stop()
     (gateway.folder / "state" / "names.last-good").unlink()
-    server.say[f"{APP} A"] = (
-        "drop once"
-    )
+    server.say[f"{APP} A"] = "drop once"
     server.asked.clear()
     gateway.start()
 
