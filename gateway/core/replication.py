@@ -57,6 +57,17 @@ and the skew of its clock, so that no version is given twice."""
 
 _HEAD: Final = re.compile(rb"1 (\S{1,80}) (\S{1,800}) ([0-9a-f]{16})\n")
 
+_EPOCH: Final = rb"(?:0|[1-9][0-9]{0,17})"
+_HLC: Final = rb"(?:0|[1-9][0-9]{0,14})"
+_REGION: Final = rb"[a-z0-9-]{0,32}"
+_VERSION: Final = rb"\.".join((_EPOCH, _HLC, _REGION))
+PLAIN_HEAD: Final = re.compile(
+    rb"1 ((%b)\.(%b)\.(%b)) (?:-|%b(?:,%b){0,%d}) ([0-9a-f]{16})\n"
+    % (_EPOCH, _HLC, _REGION, _VERSION, _VERSION, LINEAGE_MAX - 1)
+)
+"""A head that `stamp_of` takes, for who reads ten thousand values a second: version, its three parts, and sum. What it
+does not match may be one all the same, and is `stamp_of`'s to judge."""
+
 
 class BadValue(ValueError):
     """A value that is no record; the message says why, for a dead letter."""

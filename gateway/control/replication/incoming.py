@@ -7,7 +7,6 @@ one, for its word why.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -15,7 +14,7 @@ import msgspec
 
 from gateway.core.placement import REGION_NAME, TENANT_ID, State
 from gateway.core.replication import (
-    LINEAGE_MAX,
+    PLAIN_HEAD,
     VALUE_BYTES_MAX,
     BadValue,
     Body,
@@ -31,21 +30,16 @@ from gateway.core.replication import (
 TOMBSTONE_MS: Final = 30 * 24 * 3600 * 1000
 """How long a deleted tenant's record is kept at least: a region that is away for longer is somebody's worry."""
 
-_VERSION: Final = rb"[0-9]{1,18}\.[0-9]{1,15}\.[a-z0-9-]{0,32}"
-_HEAD: Final = re.compile(
-    rb"1 ([0-9]{1,18}\.([0-9]{1,15})\.[a-z0-9-]{0,32}) (?:-|%b(?:,%b){0,%d}) ([0-9a-f]{16})\n"
-    % (_VERSION, _VERSION, LINEAGE_MAX - 1)
-)
 _body: Final = msgspec.json.Decoder(Body)
 _DELETED: Final = b'"state":"deleted"'
 
 
 def examine(tenant: str, value: bytes) -> int:
     """The hlc of a value that is a record. Raises BadValue."""
-    found = _HEAD.match(value)
+    found = PLAIN_HEAD.match(value)
     if found is None or len(value) > VALUE_BYTES_MAX or TENANT_ID.match(tenant) is None:
         return decode_value(tenant, value).version.hlc
-    version, hlc, total = found.groups()
+    version, _, hlc, _, total = found.groups()
     body = value[found.end() :]
     if sum_over(tenant, version, body) != total:
         raise BadValue("its sum does not hold")
@@ -117,10 +111,10 @@ def bucket_of(value: bytes) -> str | None:
 
 def weigh(tenant: str, value: bytes) -> tuple[str, bool]:
     """The sum that a value's head names, "" without one, and whether it holds. The body is not decoded."""
-    found = _HEAD.match(value)
+    found = PLAIN_HEAD.match(value)
     if found is None or len(value) > VALUE_BYTES_MAX or TENANT_ID.match(tenant) is None:
         return _weigh_odd(tenant, value)
-    version, _, total = found.groups()
+    version, _, _, _, total = found.groups()
     return total.decode(), sum_over(tenant, version, value[found.end() :]) == total
 
 

@@ -7,8 +7,6 @@ nothing: that tenant keeps the route that it has.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -17,7 +15,7 @@ import msgspec
 
 from gateway.control.replication.region_map import FeedEntry
 from gateway.core.placement import REGION_NAME, TENANT_ID, Placement, State
-from gateway.core.replication import LINEAGE_MAX, VALUE_BYTES_MAX, BadValue, Offset, decode_value
+from gateway.core.replication import PLAIN_HEAD, VALUE_BYTES_MAX, BadValue, Offset, decode_value, sum_over
 from gateway.core.view import HostTemplate
 from gateway.settings import templates, units
 from gateway.settings.schema import Settings
@@ -42,11 +40,6 @@ NAMED_MAX: Final = 80
 """Characters of an id that is none: enough to find it, too few to fill a log."""
 
 
-_VERSION: Final = rb"[0-9]{1,18}\.[0-9]{1,15}\.[a-z0-9-]{0,32}"
-_HEAD: Final = re.compile(
-    rb"1 (([0-9]{1,18})\.([0-9]{1,15})\.([a-z0-9-]{0,32})) (?:-|%b(?:,%b){0,%d}) ([0-9a-f]{16})\n"
-    % (_VERSION, _VERSION, LINEAGE_MAX - 1)
-)
 _placement: Final = msgspec.json.Decoder(Placement)
 
 
@@ -119,17 +112,18 @@ def quick(tenant: str, value: bytes) -> Placement | None:
     """`decode_value` for ten thousand entries a second: the same record for a quarter of the time, or None for whatever
     is not plain, which the other one decides, with its word why. The names of regions are the caller's to look at.
     """
-    found = _HEAD.match(value)
+    found = PLAIN_HEAD.match(value)
     if found is None or len(value) > VALUE_BYTES_MAX or TENANT_ID.match(tenant) is None:
         return None
     version, epoch, hlc, region, total = found.groups()
     body = value[found.end() :]
-    key = tenant.encode()
-    if hashlib.sha1(b"%b\0%b\0%b" % (key, version, body), usedforsecurity=False).hexdigest()[:16].encode() != total:
+    if sum_over(tenant, version, body) != total:
         return None
     try:
         # Id and version go into the body's own object, behind everything else: of two equal keys the last one counts.
-        return _placement.decode(b'%b,"tenant":"%b","version":[%b,%b,"%b"]}' % (body[:-1], key, epoch, hlc, region))
+        return _placement.decode(
+            b'%b,"tenant":"%b","version":[%b,%b,"%b"]}' % (body[:-1], tenant.encode(), epoch, hlc, region)
+        )
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 

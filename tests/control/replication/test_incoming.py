@@ -84,8 +84,21 @@ def test_the_fast_look_says_what_the_rules_say(entry: tuple[str, bytes]) -> None
     assert found == expected
 
 
+@pytest.mark.parametrize("version", ["01.5.us-east-1", "1.05.us-east-1", "1.00.", "00.0."])
+def test_a_version_has_one_written_form(version: str) -> None:
+    """Though its sum holds: control would never take it in."""
+    content = body()
+    value = f"1 {version} - {sum_of('acme', version, content)}\n".encode() + content
+    with pytest.raises(BadValue):
+        decode_value("acme", value)
+    with pytest.raises(BadValue):
+        examine("acme", value)
+    assert weigh("acme", value) == ("", False)
+
+
 @settings(deadline=None)
 @given(values())
+@example(("acme", b'1 1000.00. - 3c311c2455a1ab08\n{"home":"us-east-1"}'))
 def test_weighing_says_whether_a_sum_holds(entry: tuple[str, bytes]) -> None:
     try:
         named = stamp_of(entry[1]).sum
