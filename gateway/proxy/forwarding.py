@@ -60,6 +60,8 @@ def acquire(relay: Relay, cluster: ClusterPool) -> None:
     """A connection at once, or later through `connected` or `connect_failed`."""
     now = relay.worker.now()
     try:
+        if cluster.watch is not None:
+            cluster.watch.admit(relay.exchange.tenant, now)
         up = cluster.acquire(relay, now)
     except GatewayError as error:
         not_acquired(relay, cluster, error)
@@ -199,7 +201,7 @@ def connect_failed(relay: Relay, pool: EndpointPool) -> None:
 
 def not_acquired(relay: Relay, cluster: ClusterPool, error: GatewayError) -> None:
     """The pool has no endpoint that is worth a try, or no place to wait."""
-    if error.flag.name == "shed":
+    if error.flag.name in ("shed", "breaker_open"):
         relay.refuse(error.flag.name, error.detail)
     else:
         _unconnected(relay, cluster, error.flag.name, error.detail)

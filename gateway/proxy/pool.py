@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.core.balancing import least_request
 from gateway.core.errors import GatewayError
@@ -24,6 +24,22 @@ FAILURES_DOWN: Final = 3
 """Connects in a row that fail before an endpoint counts as down (DESIGN 5.1)."""
 LOCAL_DOWN_S: Final = 2.0
 """How long a worker trusts its own three failures; control's word takes their place long before, if it lives."""
+
+
+class ClusterWatch(Protocol):
+    """What is told how tries at a cluster ended, and asked whether there may be another one."""
+
+    def admit(self, tenant: str, now: float) -> None:
+        """Called before each try. Raises GatewayError(breaker_open)."""
+        ...
+
+    def note(self, pool: EndpointPool, tenant: str, ok: bool, seconds: float, now: float) -> None:
+        """One try ended: told once for each, at the response's head or when there will be none.
+
+        Not ok: status 500 and above, reset, timeout, malformed, no connection. Never told: a client that left, a
+        pooled connection that was found closed and replaced, a try that waited for a connection in vain.
+        """
+        ...
 
 
 class EndpointPool:
@@ -77,6 +93,8 @@ class EndpointPool:
 
 class ClusterPool:
     """All of one cluster's connections in this worker, and the exchanges that wait for one."""
+
+    watch: ClusterWatch | None = None
 
     def __init__(self, worker: Worker, config: Cluster) -> None:
         self.worker = worker
@@ -190,7 +208,7 @@ class ClusterPool:
                 up.abort()
             relay.connecting = None
             if isinstance(error, OSError) or relay.timed_out:
-                self._failed(pool)
+                self._failed(pool, relay)
                 forwarding.connect_failed(relay, pool)
                 return
             raise
@@ -201,7 +219,9 @@ class ClusterPool:
         else:
             forwarding.connected(relay, up, self.worker.now())
 
-    def _failed(self, pool: EndpointPool) -> None:
+    def _failed(self, pool: EndpointPool, relay: Relay) -> None:
+        if self.watch is not None:
+            self.watch.note(pool, relay.exchange.tenant, False, self.config.timeouts.connect, self.worker.now())
         pool.failures += 1
         if pool.failures >= FAILURES_DOWN:
             pool.down_until = self.worker.now() + LOCAL_DOWN_S

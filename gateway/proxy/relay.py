@@ -193,11 +193,16 @@ class Relay:
         """A final head, with what came of its body. When `complete`, `up` is already somebody else's."""
         exchange, worker = self.exchange, self.worker
         region = up.pool.cluster.config.region
-        worker.meters.upstream_done(up.pool.cluster.name, response.status, worker.now() - self.sent_at)
+        now = worker.now()
+        worker.meters.upstream_done(up.pool.cluster.name, response.status, now - self.sent_at)
         if complete:
             self.up = None
+        refusal = None if region is None else hops.read_refusal(response, exchange)
+        watch = up.pool.cluster.watch
+        if watch is not None:  # a peer that refuses has answered: what it says is no failure of its own
+            ok = response.status < 500 or refusal is not None
+            watch.note(up.pool, exchange.tenant, ok, now - self.sent_at, now)
         if region is not None:
-            refusal = hops.read_refusal(response, exchange)
             worker.meters.hop(region, "served" if refusal is None else refusal.outcome)
             if refusal is not None:
                 self._let_go()
@@ -273,6 +278,7 @@ class Relay:
         ]
         self.started = True
         self.worker.meters.upstream_done(up.pool.cluster.name, 101, self.worker.now() - self.sent_at)
+        self._note(up, True)
         if up.pool.cluster.config.region is not None:
             self.worker.meters.hop(up.pool.cluster.config.region, "served")
         self.down.write(b"\r\n".join(lines) + rest)
@@ -308,6 +314,7 @@ class Relay:
             self.worker.meters.upstream(up.pool.cluster.name, "reset")
             if up.reused and forwarding.retry(self, Failure.STALE, up.pool.cluster):
                 return
+            self._note(up, False)
             self._hop_error(up)
             self.refuse("upstream_reset", "")
 
@@ -316,12 +323,21 @@ class Relay:
         up = self.up
         if up is not None:
             self.worker.meters.upstream(up.pool.cluster.name, "timeout" if flag == "upstream_timeout" else "malformed")
+            if not self.started:
+                self._note(up, False)
             self._hop_error(up)
         if self.started:
             self._let_go()
             self._cut(flag)
         else:
             self.refuse(flag, detail)
+
+    def _note(self, up: Upstream, ok: bool) -> None:
+        """How this try ended, for breaker and outliers."""
+        cluster = up.pool.cluster
+        if cluster.watch is not None:
+            now = self.worker.now()
+            cluster.watch.note(up.pool, self.exchange.tenant, ok, now - self.sent_at, now)
 
     def _hop_error(self, up: Upstream) -> None:
         region = up.pool.cluster.config.region
