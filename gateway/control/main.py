@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import uvloop
 from aiohttp import web
 
 from gateway import __version__
@@ -49,7 +50,7 @@ from gateway.control.facts import Facts, Processes
 from gateway.control.health_checks import HealthChecks
 from gateway.control.isolation import Isolation, keep, was_isolated
 from gateway.control.log_lines import log_to_stderr
-from gateway.control.map_file import MapFile
+from gateway.control.map_file import MapFile, open_map
 from gateway.control.peer_probes import PeerProbes
 from gateway.control.reload import (
     FILE_CHANGED,
@@ -67,7 +68,6 @@ from gateway.control.watch import Watch
 from gateway.core.conditions import Conditions
 from gateway.settings.schema import Settings
 from gateway.settings.view import build_view
-from gateway.store.check import mend
 from gateway.store.record import StoreError
 from gateway.store.writer import Writer
 
@@ -147,6 +147,14 @@ class Control:
         self.candidate: Settings | None = None
         self.tickets = 0
         self.replaced: asyncio.Future[str] | None = None
+        self.hears: dict[type, Callable[[BusPeer, Any], None]] = {
+            Hello: self.hello,
+            Applied: self.view_applied,
+            ConnectFailures: self.connects_failed,
+            FilterRemoved: self.filter_removed,
+            MapApplied: self.map_applied,
+            MapUnreadable: self.map_unreadable,
+        }
 
     # --- life
 
@@ -405,33 +413,40 @@ class Control:
 
     def heard(self, peer: BusPeer, message: FromWorker) -> None:
         """One message of a worker; what it reports is judged at once, not at the next tick."""
-        facts = self.facts
-        match message:
-            case Hello(slot=slot, digest=digest):
-                facts.applied.pop(slot, None)
-                self.acknowledge()
-                facts.removed_filters = {key: why for key, why in facts.removed_filters.items() if key[0] != slot}
-                is_newcomer = self.candidate is not None and digest == self.candidate.digest
-                settings = self.candidate if self.candidate is not None and is_newcomer else facts.settings
-                peer.send(Configured(facts.generation, settings))
-                peer.send(facts.conditions)
-                peer.send(MapChanged(0, facts.writer.transaction(), generation=facts.writer.generation))
-            case Applied(generation=generation):
-                if peer.hello is not None:
-                    facts.applied[peer.hello.slot] = generation
-            case MapApplied(generation=generation, to_txn=to_txn):
-                self.map_seen[peer] = generation, to_txn
-                self.acknowledge()
-            case FilterRemoved(name=name, error=error):
-                if peer.hello is not None:
-                    facts.removed_filters[peer.hello.slot, name] = error
-                    LOG.error("worker %d took filter %s out: %s", peer.hello.slot, name, error)
-            case MapUnreadable(why=why):
-                facts.map_file.suspect(why)
-            case ConnectFailures(cluster=cluster, endpoint=endpoint, count=count):
-                if self.judge.connects_failed(cluster, endpoint, count):
-                    self.checks.settle()
-                    self.rejudge()
+        self.hears[type(message)](peer, message)
+
+    def hello(self, peer: BusPeer, message: Hello) -> None:
+        """A worker is there: it is told everything, by the configuration that it runs."""
+        facts, slot = self.facts, message.slot
+        facts.applied.pop(slot, None)
+        self.acknowledge()
+        facts.removed_filters = {key: why for key, why in facts.removed_filters.items() if key[0] != slot}
+        is_newcomer = self.candidate is not None and message.digest == self.candidate.digest
+        settings = self.candidate if self.candidate is not None and is_newcomer else facts.settings
+        peer.send(Configured(facts.generation, settings))
+        peer.send(facts.conditions)
+        peer.send(MapChanged(0, facts.writer.transaction(), generation=facts.writer.generation))
+
+    def view_applied(self, peer: BusPeer, message: Applied) -> None:
+        if peer.hello is not None:
+            self.facts.applied[peer.hello.slot] = message.generation
+
+    def map_applied(self, peer: BusPeer, message: MapApplied) -> None:
+        self.map_seen[peer] = message.generation, message.to_txn
+        self.acknowledge()
+
+    def filter_removed(self, peer: BusPeer, message: FilterRemoved) -> None:
+        if peer.hello is not None:
+            self.facts.removed_filters[peer.hello.slot, message.name] = message.error
+            LOG.error("worker %d took filter %s out: %s", peer.hello.slot, message.name, message.error)
+
+    def map_unreadable(self, peer: BusPeer, message: MapUnreadable) -> None:
+        self.facts.map_file.suspect(message.why)
+
+    def connects_failed(self, peer: BusPeer, message: ConnectFailures) -> None:
+        if self.judge.connects_failed(message.cluster, message.endpoint, message.count):
+            self.checks.settle()
+            self.rejudge()
 
 
 def wall_ms() -> int:
@@ -463,32 +478,12 @@ async def serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         writer.close()
 
 
-def open_map(state_dir: Path) -> Writer:
-    """The map; one that cannot be opened is made anew first, of its snapshot. Raises StoreError. Blocks."""
-    try:
-        return Writer(state_dir / "map")
-    except StoreError as error:
-        LOG.error("%s", error)
-    LOG.error("%s", mend(state_dir).text)
-    return Writer(state_dir / "map")
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop where it is installed: this process answers peers' judgements with low latency beside busy workers."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
 def main() -> int:
     log_to_stderr("control")
     # What fails in a handler is logged by `admin.guard`; what is left is garbage on the socket, with a traceback each.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     options = parse_options(sys.argv[1:])
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(options, dict(os.environ)))
 
 

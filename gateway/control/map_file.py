@@ -17,7 +17,7 @@ from typing import Final
 from gateway.control.sources.parse import environ
 from gateway.control.watch import Stamp, stamp
 from gateway.store import snapshot
-from gateway.store.check import Code
+from gateway.store.check import Code, mend
 from gateway.store.record import StoreError
 from gateway.store.writer import Writer
 
@@ -46,6 +46,16 @@ SNAPSHOT_SHARE: Final = 10
 RETRY_FIRST_S: Final = 1.0
 RETRY_MAX_S: Final = 60.0
 """A disk that is full now may be full for long: retries slow down to one a minute."""
+
+
+def open_map(state_dir: Path) -> Writer:
+    """The map; one that cannot be opened is made anew first, of its snapshot. Raises StoreError. Blocks."""
+    try:
+        return Writer(state_dir / "map")
+    except StoreError as error:
+        LOG.error("%s", error)
+    LOG.error("%s", mend(state_dir).text)
+    return Writer(state_dir / "map")
 
 
 class MapFile:
