@@ -81,7 +81,7 @@ def parse_version(text: str) -> Version:
     return Version(int(epoch), int(hlc), region)
 
 
-class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One tenant's record in the tenant map.
 
     `tenant` is lower case. `public` maps a region to the URL where this tenant's clients are sent.
