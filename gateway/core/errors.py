@@ -62,6 +62,7 @@ _ROWS: Final = (
     Flag("region_disagrees", 503, "destination_unavailable", Level.WARNING, True, "The regions disagree", 1),
     Flag("partitioned", 503, "destination_unavailable", Level.WARNING, True, "The region is cut off from others", 1),
     Flag("map_unavailable", 503, "proxy_internal_error", Level.ERROR, True, "The tenant map is not loaded yet", 1),
+    Flag("keys_unavailable", 503, "proxy_internal_error", Level.ERROR, True, "The token's key cannot be had now", 1),
     Flag("held_too_long", 503, "destination_unavailable", Level.WARNING, True, "The tenant is moving", 1),
     Flag("shed", 503, "connection_limit_reached", Level.WARNING, True, "The gateway is at its limit", 1),
     Flag("breaker_open", 503, "destination_unavailable", Level.WARNING, True, "The application's breaker is open", 1),

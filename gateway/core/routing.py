@@ -32,7 +32,7 @@ _WEIGHT: Final = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z")
 _DEFAULT_PORT: Final = {"http": "80", "https": "443"}
 _READS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _REDIRECTED: Final = frozenset((b"GET", b"HEAD"))
-_NOT_ACROSS: Final = frozenset((Source.HEADER, Source.COOKIE, Source.QUERY))
+_NOT_ACROSS: Final = frozenset((Source.HEADER, Source.COOKIE, Source.QUERY, Source.TOKEN))
 """What a client need not bring along to another origin, or what would then name the tenant twice."""
 
 
@@ -144,7 +144,7 @@ def refuse_state(placement: Placement) -> Decision | None:
 def refuse_cut_off(placement: Placement, request: RequestFacts, view: View) -> Decision | None:
     """What the tenant's `partition` refuses while this region hears from no other: another may have taken it over."""
     policy = placement.partition
-    if not view.isolated or policy is Partition.SERVE or (policy is Partition.READ_ONLY and _reads(request)):
+    if not view.isolated or policy is Partition.SERVE or (policy is Partition.READ_ONLY and reads(request)):
         return None
     only = "only reads are served" if policy is Partition.READ_ONLY else "no request is served"
     detail = (
@@ -154,7 +154,8 @@ def refuse_cut_off(placement: Placement, request: RequestFacts, view: View) -> D
     return Decision(Kind.REJECT, "partition", placement.home, flag="partitioned", detail=detail)
 
 
-def _reads(request: RequestFacts) -> bool:
+def reads(request: RequestFacts) -> bool:
+    """Whether the request only reads (RFC 9110, 9.2.1): a standby may serve it, and two applications may receive it."""
     return request.method in _READS and not _upgrades(request)
 
 
@@ -164,7 +165,7 @@ def covers(failover: Failover, request: RequestFacts) -> bool:
         case Failover.ALL:
             return True
         case Failover.READS:
-            return _reads(request)
+            return reads(request)
         case Failover.MANUAL:
             return False
 

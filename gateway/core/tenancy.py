@@ -19,12 +19,15 @@ from urllib.parse import unquote_to_bytes
 
 from gateway.core.errors import GatewayError
 from gateway.core.placement import TENANT_ID
+from gateway.core.tokens import OIDC_DATA, Tokens, find_token
 from gateway.core.view import (
+    AlbResolver,
     CookieResolver,
     FixedResolver,
     HeaderResolver,
     HostResolver,
     HostTemplate,
+    JwtResolver,
     PathResolver,
     QueryResolver,
     Resolver,
@@ -50,6 +53,7 @@ class Source(StrEnum):
     PATH = "path"
     QUERY = "query"
     COOKIE = "cookie"
+    TOKEN = "token"
     FIXED = "fixed"
     HOP = "hop"
 
@@ -136,11 +140,13 @@ def resolve(
     trace: Trace | None = None,
     complete: bool = True,
     memo: Memo | None = None,
+    tokens: Tokens | None = None,
 ) -> Resolved:
     """The tenant that a client's request names. Raises GatewayError.
 
     `tenant_missing`, `tenant_conflict`, `target_malformed`; and `map_unavailable` where the map is not `complete` and
-    the Host names nobody: it may be a tenant's own, and no later resolver may answer in that tenant's place.
+    the Host names nobody: it may be a tenant's own, and no later resolver may answer in that tenant's place. Of tokens
+    also what `tokens` raises: one that is not good ends the request, and never leaves it to the next resolver.
     """
     resolvers = view.resolvers
     for resolver in resolvers:
@@ -156,18 +162,62 @@ def resolve(
             if len(memo) >= MEMO_MAX:
                 memo.clear()
             memo[host] = found
-    if found is not None:
+    if found is None:
+        if not complete:
+            raise GatewayError("map_unavailable")
+        found = _next(request, resolvers, trace, tokens)
+    elif not view.agree:
         return found
-    if not complete:
-        raise GatewayError("map_unavailable")
-    asked = _leading_hosts(resolvers)
-    for resolver in resolvers[asked:]:
-        found = RESOLVE[type(resolver)](resolver, request)
+    if view.agree:
+        _agree(found, request, view, trace, tokens)
+    if found is None:
+        raise GatewayError("tenant_missing")
+    return found
+
+
+def _next(
+    request: RequestFacts, resolvers: tuple[Resolver, ...], trace: Trace | None, tokens: Tokens | None
+) -> Resolved | None:
+    """What the resolvers say that `resolve_host` has not asked: the first that answers."""
+    for resolver in resolvers[_leading_hosts(resolvers) :]:
+        found = _ask(resolver, request, tokens)
         if trace is not None:
             trace.add(describe(resolver), found.tenant if found else "no answer")
         if found is not None:
             return found
-    raise GatewayError("tenant_missing")
+    return None
+
+
+def _ask(resolver: Resolver, request: RequestFacts, tokens: Tokens | None) -> Resolved | None:
+    if type(resolver) is JwtResolver or type(resolver) is AlbResolver:
+        return _from_token(resolver, request, tokens)
+    found: Resolved | None = RESOLVE[type(resolver)](resolver, request)
+    return found
+
+
+def _agree(
+    found: Resolved | None, request: RequestFacts, view: View, trace: Trace | None, tokens: Tokens | None
+) -> None:
+    """Ask everything that `tenancy.agree` names, whoever answered first: one tenant, or the request is refused.
+
+    `found` is the first answer, which stands for Host where Host named it.
+    """
+    answers = {}
+    if found is not None and found.source in _BY_HOST:
+        answers["host"] = found.tenant
+    for resolver in view.resolvers:
+        kind = KINDS[type(resolver)]
+        if kind in view.agree and kind not in answers:
+            said = _ask(resolver, request, tokens)
+            if said is not None:
+                answers[describe(resolver)] = said.tenant
+    if "host" not in view.agree:
+        answers.pop("host", None)
+    differ = len(set(answers.values())) > 1
+    if trace is not None:
+        trace.add("agree: {}", "they name different tenants" if differ else "no contradiction", ", ".join(view.agree))
+    if differ:
+        raise GatewayError("tenant_conflict", f"{' and '.join(view.agree)} do not name the same tenant")
 
 
 def resolve_host(host: str, view: View, host_owner: HostOwner, trace: Trace | None = None) -> Resolved | None:
@@ -220,6 +270,10 @@ def describe(resolver: Resolver) -> str:
             return f"query: {name.decode('latin-1')}"
         case CookieResolver(name):
             return f"cookie: {name.decode('latin-1')}"
+        case JwtResolver(header, claim):
+            return f"jwt: {claim} in {header.decode('latin-1')}"
+        case AlbResolver(claim):
+            return f"alb: {claim}"
         case FixedResolver(tenant):
             return f"fixed: {tenant}"
 
@@ -300,6 +354,18 @@ def _from_fixed(resolver: FixedResolver, request: RequestFacts) -> Resolved | No
     return Resolved(resolver.tenant, Source.FIXED, describe(resolver))
 
 
+def _from_token(resolver: JwtResolver | AlbResolver, request: RequestFacts, tokens: Tokens | None) -> Resolved | None:
+    """What a signed token says. The load balancer's own is only there when a trusted proxy sent it: `identify`
+    takes it away from everybody else."""
+    field = resolver.header if type(resolver) is JwtResolver else OIDC_DATA
+    token = find_token(request.values(field), field)
+    if token is None:
+        return None
+    if tokens is None:
+        raise GatewayError("keys_unavailable")
+    return Resolved(tokens.tenant(resolver, token), Source.TOKEN, describe(resolver))
+
+
 RESOLVE: Final[dict[type[Resolver], Callable[..., Resolved | None]]] = {
     HostResolver: _from_host,
     HeaderResolver: _from_header,
@@ -308,7 +374,21 @@ RESOLVE: Final[dict[type[Resolver], Callable[..., Resolved | None]]] = {
     CookieResolver: _from_cookie,
     FixedResolver: _from_fixed,
 }
-"""Each kind of resolver and its function of (resolver, request)."""
+"""Each kind of resolver and its function of (resolver, request); those of tokens ask somebody besides."""
+
+KINDS: Final[dict[type[Resolver], str]] = {
+    HostResolver: "host",
+    HeaderResolver: "header",
+    PathResolver: "path",
+    QueryResolver: "query",
+    CookieResolver: "cookie",
+    JwtResolver: "jwt",
+    AlbResolver: "alb",
+    FixedResolver: "fixed",
+}
+"""Each kind's name in the configuration."""
+
+_BY_HOST: Final = frozenset((Source.HOSTS, Source.PUBLIC, Source.HOST))
 
 
 def _agreed(values: Iterable[bytes], kind: str, name: bytes) -> str | None:

@@ -177,7 +177,36 @@ class FixedResolver:
     tenant: str
 
 
-Resolver = HostResolver | HeaderResolver | PathResolver | QueryResolver | CookieResolver | FixedResolver
+@dataclass(frozen=True, slots=True)
+class JwtResolver:
+    """A signed token in `header` (as compared). `source` names its keys: a URL that control asks, or a file's path.
+
+    `keys` is the file's text, empty where `source` is a URL. `algorithms`, `issuers` and `audiences` are never empty.
+    """
+
+    header: bytes
+    claim: str
+    source: str
+    keys: str
+    algorithms: tuple[str, ...]
+    issuers: tuple[str, ...]
+    audiences: tuple[str, ...]
+    leeway_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class AlbResolver:
+    """`x-amzn-oidc-data` of the load balancer `arn`; `source` is the URL of its keys, with `{kid}` in it."""
+
+    claim: str
+    arn: str
+    source: str
+    leeway_s: float = 30.0
+
+
+TokenResolver = JwtResolver | AlbResolver
+
+Resolver = HostResolver | HeaderResolver | PathResolver | QueryResolver | CookieResolver | FixedResolver | TokenResolver
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +251,7 @@ class View:
     """One snapshot. Build it with `settings.view.build_view`; tests may build one by keyword.
 
     `abilities` maps (region, cluster name) to what is known; `unreachable` are the regions that nobody answers in.
+    `agree` are kinds of resolvers that must not contradict each other.
     A region that is in neither has never been probed and counts as able (DESIGN 5.4). `isolated`: no other region was
     heard of for so long that placements' `partition` holds.
     """
@@ -234,6 +264,7 @@ class View:
     clusters: Mapping[str, Cluster] = field(default_factory=dict)
     routes: tuple[Route, ...] = (Route(b"/", "app"),)
     resolvers: tuple[Resolver, ...] = ()
+    agree: tuple[str, ...] = ()
     unknown: str | None = None
     misroute: Misroute = Misroute.AUTO
     limits: Limits = Limits()
