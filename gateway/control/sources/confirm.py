@@ -54,7 +54,7 @@ def loss(before: Set[T], after: Set[T], fraction: float) -> int:
 
     Too many is all of them, or more than `fraction` of them and at least `LOSS_MIN` (DESIGN 5.1, `loss_guard`).
     """
-    removed = len(before) - len(before & after)
+    removed = sum(one not in after for one in before)  # one at a time: a set operation on 100,000 stalls every thread
     return removed if too_many(removed, len(before), fraction) else 0
 
 
