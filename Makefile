@@ -4,7 +4,8 @@
 #   make simulate SEEDS=1000000: regions, faults and clocks from a million seeds; the replicated map must survive all
 #   make bench    side-by-side measurements              make build    sdist and wheel in dist/
 #   make clean    remove what the targets above made
-# PYTHON=... chooses the interpreter, BASE_PORT=... moves the demo, ARGS=... goes to pytest.
+# PYTHON=... chooses the interpreter, BASE_PORT=... moves the demo, ARGS=... goes to pytest, JOBS=... says how many test
+# files run at once.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,6 +13,7 @@ INSTALLED := $(VENV)/.installed
 RUNS = -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11; do $$p $(RUNS) && echo $$p; done))
 ARGS ?=
+JOBS ?= 2
 SEEDS ?= 10000
 
 # Everything that breaks something on purpose, in full length and with every limit as it is written.
@@ -30,7 +32,7 @@ demo: $(INSTALLED)
 	$(BIN)/landbridge demo $(if $(BASE_PORT),--base-port $(BASE_PORT))
 
 test: $(INSTALLED)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
