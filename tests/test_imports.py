@@ -30,13 +30,14 @@ IMPURE = {
 }
 """Standard modules that `core` must not use: it does no I/O and takes time and chance as arguments."""
 
-SHARED = ("gateway.settings", "gateway.store", "gateway.bus", "gateway.telemetry")
+SHARED = ("gateway.settings", "gateway.store", "gateway.bus", "gateway.telemetry", "gateway.identity")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     "gateway.core": ("gateway.core",),
     "gateway.settings": ("gateway.core", "gateway.settings"),
     "gateway.store": ("gateway.core", "gateway.store", "gateway.bus.messages"),  # it returns a MapChanged
     "gateway.bus": ("gateway.core", "gateway.bus", "gateway.settings.schema"),
+    "gateway.identity": ("gateway.core", "gateway.identity"),
     "gateway.telemetry": ("gateway.core", "gateway.telemetry", "gateway.settings.schema"),
     "filters": ("gateway.core", "filters"),
     "gateway.proxy": ("gateway.core", "filters", *SHARED, "gateway.proxy"),

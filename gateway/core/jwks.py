@@ -80,6 +80,21 @@ class PublicKey(msgspec.Struct, frozen=True):
         return ALGORITHMS.get(algorithm) == (self.kty, self.crv) and self.alg in ("", algorithm)
 
 
+class TokenKeys(msgspec.Struct, tag=True, frozen=True):
+    """Control: what is known of one source of keys, whole.
+
+    `keys`: a key set's text under "", or PEM texts by kid where the source tells keys one by one; then `absent` are
+    kids that it was asked for and lacks. `failing`: it could not be asked the last time; what is here stands.
+    `asked`: this is its answer of just now, or of so lately that it is not asked again, whatever key a token names.
+    """
+
+    source: str
+    keys: dict[str, str] = {}
+    absent: tuple[str, ...] = ()
+    failing: bool = False
+    asked: bool = False
+
+
 def read_keys(text: bytes | str) -> tuple[PublicKey, ...]:
     """The keys of a set that may verify signatures, in its order: at least one. Raises BadKeys."""
     if len(text) > SET_BYTES_MAX:

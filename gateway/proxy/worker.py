@@ -20,6 +20,7 @@ from typing import Any, Final
 from gateway import __version__
 from gateway.bus.messages import ConnectFailures, FilterRemoved, FromWorker, MapApplied, MapChanged, MapUnreadable
 from gateway.bus.stats import StatsFile
+from gateway.core.bounded import Bounded
 from gateway.core.errors import GatewayError
 from gateway.core.exchange import Exchange
 from gateway.core.filtering import Chain, without
@@ -30,7 +31,6 @@ from gateway.core.placement import Placement
 from gateway.core.removal import ERRORS_MAX, WINDOW_S, Failures
 from gateway.core.tenancy import Memo
 from gateway.core.view import Ability, HeaderResolver, View
-from gateway.proxy.caches import Bounded
 from gateway.proxy.downstream import Downstream
 from gateway.proxy.meters import Meters
 from gateway.proxy.pool import ClusterPool

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench.big_map import measure, placement, tenant
+from gateway.core.bounded import Bounded
 from gateway.core.placement import Placement
 from gateway.proxy import worker
-from gateway.proxy.caches import Bounded
 from gateway.store.record import decode_placement, encode_placement, key_of, seal
 from tests.support.measured import hold
 
