@@ -22,6 +22,7 @@ from gateway.core.exchange import Exchange
 from gateway.core.filtering import Answer, Respond
 from gateway.core.hop import HopRejected, Reason, loops, sign_answer, verify
 from gateway.core.http1.fields import Seen
+from gateway.core.tokens import OIDC_FIELDS
 from gateway.core.view import Network
 
 PEERS_MAX: Final = 4096
@@ -29,7 +30,9 @@ PEERS_MAX: Final = 4096
 
 _VIA: Final = Seen.VIA
 _REQUEST_ID: Final = Seen.REQUEST_ID
+_OIDC: Final = Seen.OIDC
 _FORWARDED: Final = (b"x-forwarded-proto", b"x-forwarded-port", b"x-forwarded-host")
+_AMAZON: Final = (b"x-amzn-trace-id", *OIDC_FIELDS)
 _JSON: Final = ((b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store"))
 
 
@@ -64,6 +67,8 @@ class IdentifyFilter:
         known = self._known.get(key)
         if known is None:
             known = self._meet(exchange, key)
+        elif request.seen & _OIDC:
+            _forget_user(exchange)
         exchange.client, exchange.forwarded_for, fields = known
         exchange.forwarded.append(fields + request_id.encode("ascii"))
         return None
@@ -83,6 +88,8 @@ class IdentifyFilter:
         exchange.forwarded_for = client.forwarded_for
         if len(self._known) >= PEERS_MAX:
             self._known.clear()
+        if exchange.request.seen & _OIDC:
+            _forget_user(exchange)
         known = (client.address, client.forwarded_for, _fields(exchange, "http", exchange.local_port))
         if not trusted:
             self._known[key] = known
@@ -97,7 +104,7 @@ class IdentifyFilter:
         proto = forwarded_proto(protos, True)
         if protos:
             exchange.scheme = proto
-        _carry(exchange, (b"x-amzn-trace-id",))
+        _carry(exchange, _AMAZON)
         port = forwarded_port(request.values(b"x-forwarded-port"), True, exchange.local_port)
         return client.address, client.forwarded_for, _fields(exchange, proto, port)
 
@@ -122,7 +129,7 @@ class IdentifyFilter:
             b"X-Forwarded-For: %b\r\nX-Request-Id: %b\r\nVia: 1.1 %b"
             % (exchange.forwarded_for, exchange.request_id.encode("ascii"), view.token.encode("ascii"))
         )
-        _carry(exchange, (*_FORWARDED, b"x-amzn-trace-id"))
+        _carry(exchange, (*_FORWARDED, *_AMAZON))
         return None
 
 
@@ -138,6 +145,14 @@ def _fields(exchange: Exchange, proto: str, port: int) -> bytes:
         exchange.request.host_field,
         exchange.view.token.encode("ascii"),
     )
+
+
+def _forget_user(exchange: Exchange) -> None:
+    """Who is no trusted proxy has authenticated nobody: no resolver shall read what it says of a user.
+
+    The lines never were among those to forward. `fields` may be the connection's memory too, so it is not changed.
+    """
+    exchange.request.fields = [field for field in exchange.request.fields if not field.seen & _OIDC]
 
 
 def _carry(exchange: Exchange, names: tuple[bytes, ...]) -> None:

@@ -41,7 +41,9 @@ class TenantFilter:
             if parse_address(request.host) is not None:
                 return _probe(exchange)
             return self._probe_or_resolve(exchange)
-        resolved = resolve(request, view, services.host_owner, None, services.map_complete(), services.memo)
+        resolved = resolve(
+            request, view, services.host_owner, None, services.map_complete(), services.memo, services.tokens
+        )
         self._take(exchange, resolved)
         return None
 
@@ -59,7 +61,9 @@ class TenantFilter:
         """With a host name in Host, a probe's path is the application's, unless nothing but `fixed:` answers."""
         request, view, services = exchange.request, exchange.view, exchange.services
         try:
-            resolved = resolve(request, view, services.host_owner, None, services.map_complete(), services.memo)
+            resolved = resolve(
+                request, view, services.host_owner, None, services.map_complete(), services.memo, services.tokens
+            )
         except GatewayError as error:
             if error.flag.name in ("tenant_missing", "map_unavailable"):
                 return _probe(exchange)

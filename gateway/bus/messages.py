@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway.core.conditions import Conditions
+from gateway.core.jwks import TokenKeys
 from gateway.settings.schema import Settings
 
 
@@ -57,6 +58,39 @@ class FilterRemoved(msgspec.Struct, tag=True, frozen=True):
     error: str
 
 
+class KeyWanted(msgspec.Struct, tag=True, frozen=True):
+    """Worker: a token names a key that this source was not heard to have (sent once a second at most for each)."""
+
+    source: str
+    kid: str
+
+
+class BreakerTurned(msgspec.Struct, tag=True, frozen=True):
+    """Worker: a breaker of mine changed; at once, and all that are not closed after Hello. `tenant` "" is the cluster's.
+
+    `state` is a value of `core.breaker.State`; `left_s` seconds until it ends by time (0: not by time); `trips` in a
+    row; `reason` is an operator's. `only`: the cluster is asked by nobody but this tenant, whose breaker this is.
+    """
+
+    cluster: str
+    tenant: str
+    state: str = "closed"
+    left_s: float = 0.0
+    trips: int = 0
+    reason: str = ""
+    only: str = ""
+
+
+class ForceBreaker(msgspec.Struct, tag=True, frozen=True):
+    """Control: an operator holds this breaker `open` or `closed` for so long, or with "" takes that back."""
+
+    cluster: str
+    tenant: str
+    state: str
+    left_s: float = 0.0
+    reason: str = ""
+
+
 class Configured(msgspec.Struct, tag=True, frozen=True):
     """Control: a new configuration, whole. `generation` grows with every Configured and every Conditions."""
 
@@ -78,5 +112,5 @@ class MapChanged(msgspec.Struct, tag=True, frozen=True):
     generation: int = 0
 
 
-FromWorker = Hello | Applied | ConnectFailures | FilterRemoved | MapApplied | MapUnreadable
-FromControl = Configured | Conditions | MapChanged
+FromWorker = Hello | Applied | BreakerTurned | ConnectFailures | FilterRemoved | KeyWanted | MapApplied | MapUnreadable
+FromControl = Configured | Conditions | ForceBreaker | MapChanged | TokenKeys

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.core.http1.head import Request, Response
     from gateway.core.routing import Decision
     from gateway.core.tenancy import Memo, Resolved
+    from gateway.core.tokens import Tokens
     from gateway.core.view import View
 
 
@@ -32,6 +33,11 @@ class Services(Protocol):
     @property
     def overrides(self) -> Overrides:
         """What other regions' gateways knew better than the map."""
+        ...
+
+    @property
+    def tokens(self) -> Tokens:
+        """Who verifies the tokens that name tenants."""
         ...
 
     def map_complete(self) -> bool:
@@ -78,7 +84,7 @@ class Exchange:
     lines without CRLF (one item may hold several); `destination` are those that depend on where it goes, written anew
     when that changes. `placement` is the record decided by (`recorded` false: from no map); `waited_s` is what peers
     have used up of the time to answer. `endpoint` names the endpoint filter that answers; `flag` is set when the
-    gateway itself did. What is not known yet is a class attribute: making one costs nine stores, not thirty.
+    gateway itself did, `retry_after_s` where it knows better than the flag when to come back. What is not known yet is a class attribute: making one costs nine stores, not thirty.
     """
 
     client = ""
@@ -103,6 +109,7 @@ class Exchange:
     response: Response | None = None
     status = 0
     flag: Flag | None = None
+    retry_after_s = 0
     bytes_in = 0
     bytes_out = 0
 

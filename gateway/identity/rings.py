@@ -57,6 +57,10 @@ class Ring:
         self._asked: dict[str, float] = {}
         self._absent: dict[str, float] = {}
 
+    @property
+    def awaited(self) -> bool:
+        return not (self._one_by_one or self.known.keys or self.known.failing)
+
     def learn(self, known: TokenKeys, now: float) -> bool:
         """Take control's word; whether the keys are others than before."""
         if known.asked:

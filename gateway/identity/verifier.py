@@ -14,7 +14,8 @@ import hashlib
 import importlib
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from gateway.core.bounded import Bounded
@@ -62,8 +63,8 @@ class _Memory:
 class Verifier:
     """`wall_ms` is Unix time, `now` monotonic seconds, `spent_s` a clock for what verifying costs.
 
-    `wanted(source, kid)` hears of a key that control should ask for; `count(outcome)` of every token: cached, valid,
-    refused, unavailable, shed.
+    `kept` are keys by source that were known in an earlier life. `wanted(source, kid)` hears of a key that control
+    should ask for; `count(outcome)` of every token: cached, valid, refused, unavailable, shed.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class Verifier:
         spent_s: Callable[[], float],
         wanted: Callable[[str, str], object] = lambda source, kid: None,
         count: Callable[[str], object] = lambda outcome: None,
+        kept: Mapping[str, TokenKeys] = MappingProxyType({}),
     ) -> None:
         self._wall_ms = wall_ms
         self._now = now
         self._spent_s = spent_s
         self._wanted = wanted
         self._count = count
+        self._kept = kept
         self._memories: dict[int, _Memory] = {}
         self._held: list[TokenResolver] = []
         self._rings: dict[str, Ring] = {}
@@ -94,10 +97,13 @@ class Verifier:
         before = {memory.resolver: memory for memory in self._memories.values()}
         self._memories = {id(r): before.get(r) or _Memory(r) for r in wanted}
         self._held = wanted  # an id is another object's once its own is gone
-        rings = {}
+        rings: dict[str, Ring] = {}
         for resolver in wanted:
             text = resolver.keys if isinstance(resolver, JwtResolver) else ""
-            ring = self._rings.get(resolver.source) or Ring(resolver.source, is_file=bool(text))
+            ring = rings.get(resolver.source) or self._rings.get(resolver.source)
+            if ring is None:
+                ring = Ring(resolver.source, is_file=bool(text))
+                ring.learn(self._kept.get(resolver.source, TokenKeys(resolver.source)), self._now())
             if text and ring.learn(TokenKeys(resolver.source, {"": text}), self._now()):
                 self._forget()
             rings[resolver.source] = ring
@@ -110,8 +116,8 @@ class Verifier:
             self._forget()
 
     def lacking(self) -> bool:
-        """Whether there is a source that no key is known of."""
-        return any(not ring.known.keys for ring in self._rings.values())
+        """Whether there is a key set that may still come: nothing is known of it, not even that it cannot be had."""
+        return any(ring.awaited for ring in self._rings.values())
 
     def tenant(self, resolver: TokenResolver, token: bytes) -> str:
         """The tenant that a token names. Raises GatewayError: token_invalid, keys_unavailable, shed."""

@@ -29,6 +29,7 @@ from gateway.bus.client import BusClient
 from gateway.bus.messages import Applied, Configured, FilterRemoved, FromControl, Hello, MapChanged
 from gateway.core.conditions import Conditions
 from gateway.core.filtering import Chain, ChainError
+from gateway.core.jwks import TokenKeys
 from gateway.proxy.added import load_filters
 from gateway.proxy.chain import build_chain
 from gateway.proxy.downstream import Downstream, Phase
@@ -57,6 +58,9 @@ theirs in the same moment would all come back in the same moment."""
 NAMES_MARGIN_S: Final = 3.0
 """What control gets to start in, besides `dns.timeout`, before a worker that knows no name serves without its word."""
 
+KEYS_S: Final = 6.0
+"""What a first start gives control to fetch the keys of tokens: then a worker serves, and answers those 503."""
+
 COMPLAINT_CHARS_MAX: Final = 2000
 
 QUIET_SWEEPS: Final = 2
@@ -78,6 +82,7 @@ class Process:
         self.waits: bool = options.wait
         self.may_accept = asyncio.Event()
         self.informed = asyncio.Event()
+        self.informed_of_keys = asyncio.Event()
         self.done = asyncio.Event()
         self.draining_since: float | None = None
         self.retired = False
@@ -104,6 +109,7 @@ class Process:
             self.loop.add_signal_handler(name, self.drain)
         self.bus.start()
         await self.hear_of_names()
+        await self.hear_of_keys()
         if not self.waits and self.draining_since is None:
             await self.serve_slot(self.slot)
         self.loop.call_later(SWEEP_S, self.sweep)
@@ -132,6 +138,14 @@ class Process:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.dns.timeout + NAMES_MARGIN_S):
                     await self.informed.wait()
+
+    async def hear_of_keys(self) -> None:
+        """As `hear_of_names`: without a key of a source that was never asked, no token of its could be judged."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KEYS_S):
+                while self.worker.tokens.lacking():
+                    self.informed_of_keys.clear()
+                    await self.informed_of_keys.wait()
 
     # ---- sockets
 
@@ -197,6 +211,10 @@ class Process:
         """Control's word. What cannot be applied changes nothing."""
         if isinstance(message, MapChanged):
             self.worker.map_changed(message)
+            return
+        if isinstance(message, TokenKeys):
+            self.worker.tokens.learn(message)
+            self.informed_of_keys.set()
             return
         if isinstance(message, Configured):
             if self.retired:  # it may be of the successor's code; what is in hand ends as it began

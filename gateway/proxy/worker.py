@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway import __version__
-from gateway.bus.messages import ConnectFailures, FilterRemoved, FromWorker, MapApplied, MapChanged, MapUnreadable
+from gateway.bus.messages import (
+    ConnectFailures,
+    FilterRemoved,
+    FromWorker,
+    KeyWanted,
+    MapApplied,
+    MapChanged,
+    MapUnreadable,
+)
 from gateway.bus.stats import StatsFile
 from gateway.core.bounded import Bounded
 from gateway.core.errors import GatewayError
@@ -30,7 +38,9 @@ from gateway.core.peering import PeerAnswer, PeerMap, encode_answer
 from gateway.core.placement import Placement
 from gateway.core.removal import ERRORS_MAX, WINDOW_S, Failures
 from gateway.core.tenancy import Memo
-from gateway.core.view import Ability, HeaderResolver, View
+from gateway.core.view import Ability, HeaderResolver, JwtResolver, View
+from gateway.identity.kept import read_kept
+from gateway.identity.verifier import Verifier
 from gateway.proxy.downstream import Downstream
 from gateway.proxy.meters import Meters
 from gateway.proxy.pool import ClusterPool
@@ -87,6 +97,14 @@ class Worker:
         self._placements: Bounded[str, Placement | None] = Bounded(PLACEMENTS_MAX)
         self._owners: Bounded[str, str | None] = Bounded(HOSTS_MAX)
         self.memo: Memo = {}
+        self.tokens = Verifier(
+            self.wall_ms,
+            self.now,
+            time.thread_time,
+            lambda source, kid: self._send(KeyWanted(source, kid)),
+            lambda outcome: self.meters.count("landbridge_tokens_total", (("outcome", outcome),)),
+            read_kept(state_dir),
+        )
         self.overrides = Overrides()
         self._complete = False
         self._transaction = 0
@@ -110,9 +128,10 @@ class Worker:
     def swap(self, view: View) -> None:
         """Let `view` decide from the next request on. Pools, caches and counters stay; what it no longer names goes."""
         names = tuple(r.name for r in view.resolvers if isinstance(r, HeaderResolver))
-        if names != self._resolvers:
-            self._resolvers = names
-            self.table = FieldTable(names)
+        secrets = tuple(r.header for r in view.resolvers if isinstance(r, JwtResolver))
+        if (names, secrets) != self._resolvers:
+            self._resolvers = names, secrets
+            self.table = FieldTable(names, secret_names=secrets)
         for name, cluster in view.clusters.items():
             pool = self.clusters.get(name)
             if pool is None:
@@ -122,6 +141,7 @@ class Worker:
         for name in [name for name in self.clusters if name not in view.clusters]:
             self.clusters.pop(name).retire()
         self.meters.tenant_series = view.tenant_series
+        self.tokens.use(view.resolvers)
         self.view = view
         self.memo.clear()
 
@@ -269,6 +289,20 @@ class Worker:
     def report_failures(self, cluster: str, endpoint: str, count: int) -> None:
         self._send(ConnectFailures(cluster, endpoint, count))
 
+    def tell(self, message: FromWorker) -> None:
+        """Say something to control; where it does not hear, it asks for what counts when it does again."""
+        self._send(message)
+
+    def force_breaker(self, wanted: ForceBreaker) -> None:
+        """An operator's word about a breaker, by way of control."""
+        pool = self.clusters.get(wanted.cluster)
+        if pool is None or pool.watch is None:
+            return
+        if wanted.state:
+            pool.watch.force(wanted.tenant, wanted.state == "open", wanted.left_s, wanted.reason, self.now())
+        else:
+            pool.watch.release(wanted.tenant, self.now())
+
     # ---- connections
 
     def admit(self, down: Downstream) -> bool:
@@ -310,6 +344,9 @@ class Worker:
         for up in tuple(self.ups):
             if 0.0 < up.deadline <= now:
                 self._expired(up)
+        for pool in self.clusters.values():
+            if pool.watch is not None:
+                pool.watch.sweep(now)
         self.meters.gauge(self.meters.connections, len(self.downs))
         self.access_log.flush()
         if now >= self._next_map_check:

@@ -105,6 +105,13 @@ _ROWS: Final = (
         ("peer", "outcome"),
     ),
     Metric(
+        "landbridge_tokens_total",
+        Kind.COUNTER,
+        "Tokens that named a tenant, by outcome: cached (verified before), valid, refused (401), unavailable (503: no "
+        "key to judge by), shed (503: too many at once that were not seen before)",
+        ("outcome",),
+    ),
+    Metric(
         "landbridge_hop_rejected_total",
         Kind.COUNTER,
         "Requests on listen.hop without a valid hop, by reason (missing, form, key, clock, destination)",

@@ -54,6 +54,7 @@ class Seen:
     LOOKALIKE: Final = 8192
     REQUEST_ID: Final = 16384
     KEEP_ALIVE: Final = 32768
+    OIDC: Final = 65536
 
 
 REFUSED_IN_TRAILERS: Final = (
@@ -106,10 +107,13 @@ _RESPONSE_NAMES: Final[dict[bytes, int]] = {
     b"x-request-id": Seen.OWN,
 }
 OWN_PREFIX: Final = b"gateway-"
+OIDC_PREFIX: Final = b"x-amzn-oidc-"
+"""What AWS's load balancer says of a user: a client's own word on it never gets through."""
 _FRAMING_NAMES: Final = (b"content-length", b"transfer-encoding")
 _KEEP_ALIVE_ONLY: Final = frozenset((b"keep-alive",))
 _NOT_REMEMBERED: Final = frozenset((
     b"cookie", b"authorization", b"set-cookie", b"proxy-authorization",
+    b"x-amzn-oidc-data", b"x-amzn-oidc-identity", b"x-amzn-oidc-accesstoken",
     b"x-amzn-trace-id", b"x-request-id", b"traceparent", b"tracestate", b"gateway-hop", b"etag",
 ))  # fmt: skip
 """Credentials, and what is new in every message: it would only push out what comes again."""
@@ -142,17 +146,27 @@ PLAIN: Final = Field(b"", b"", b"", Seen.PLAIN)
 
 
 class FieldTable:
-    """Classifies request lines. `extra_names` are the names of `header:` resolvers, as compared.
+    """Classifies request lines. `extra_names` are the names of `header:` resolvers, as compared; `secret_names` are
+    those of fields that tokens stand in.
 
     `cache` is for the parser's loop alone: line to Field; what is not in it goes through `classify`.
     """
 
-    __slots__ = ("_known", "_names", "cache")
+    __slots__ = ("_known", "_names", "_not_remembered", "_oidc", "cache")
 
-    def __init__(self, extra_names: Iterable[bytes] = (), names: dict[bytes, int] | None = None) -> None:
+    def __init__(
+        self,
+        extra_names: Iterable[bytes] = (),
+        names: dict[bytes, int] | None = None,
+        secret_names: Iterable[bytes] = (),
+    ) -> None:
         self._names = dict(_REQUEST_NAMES if names is None else names)
         for name in extra_names:
             self._names[compared(name)] = self._names.get(compared(name), Seen.READ) | Seen.RESOLVER
+        self._not_remembered = _NOT_REMEMBERED | set(secret_names)
+        for name in secret_names:
+            self._names.setdefault(name, Seen.READ | Seen.RESOLVER)
+        self._oidc: bytes | tuple[()] = OIDC_PREFIX if names is None else ()
         self._known: dict[bytes, tuple[bytes, int]] = {}
         self.cache: dict[bytes, Field] = {}
 
@@ -167,7 +181,7 @@ class FieldTable:
             field = self._read(line, name, value.strip(b" \t"), seen)
         else:
             field = PLAIN
-        if len(line) <= CACHE_LINE_BYTES_MAX and name not in _NOT_REMEMBERED and not field.seen & Seen.BAD:
+        if len(line) <= CACHE_LINE_BYTES_MAX and name not in self._not_remembered and not field.seen & Seen.BAD:
             if len(self.cache) >= CACHE_LINES_MAX:
                 self.cache.clear()
             self.cache[line] = field
@@ -182,8 +196,10 @@ class FieldTable:
         seen = self._names.get(name, Seen.PLAIN)
         if name.startswith(OWN_PREFIX):
             seen |= Seen.OWN
+        elif name.startswith(self._oidc):
+            seen = Seen.OWN | Seen.OIDC
         if lower != name:  # an underscore twin counts only where the gateway itself would be impersonated
-            seen = Seen.LOOKALIKE if name in _FRAMING_NAMES else seen & (Seen.OWN | Seen.RESOLVER)
+            seen = Seen.LOOKALIKE if name in _FRAMING_NAMES else seen & (Seen.OWN | Seen.RESOLVER | Seen.OIDC)
         elif _is_lookalike(name):
             seen = Seen.LOOKALIKE
         if len(self._known) >= CACHE_NAMES_MAX:

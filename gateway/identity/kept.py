@@ -1,0 +1,45 @@
+"""The keys that were last heard of, on disk: what a worker that finds no control, and the next control, start with.
+
+Public keys are no secret, but who could change this file could sign for everybody: it has mode 0600, as all of
+`state_dir`. A file that cannot be read is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gateway.core.jwks import TokenKeys
+
+FILE: Final = "keys.last-good"
+FILE_BYTES_MAX: Final = 16 * 1024**2
+"""Far more than the key sets of all resolvers of any configuration."""
+
+
+def read_kept(state_dir: Path) -> dict[str, TokenKeys]:
+    """By source; nothing where there is no file or no such file. Blocks."""
+    try:
+        with (state_dir / FILE).open("rb") as file:
+            found = msgspec.json.decode(file.read(FILE_BYTES_MAX), type=list[TokenKeys])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+    return {known.source: known for known in found}
+
+
+def write_kept(state_dir: Path, known: Collection[TokenKeys]) -> None:
+    """Replace the file, whole or not at all. Raises OSError. Blocks."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{FILE}.", dir=state_dir)  # mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode([TokenKeys(one.source, one.keys) for one in known]))
+        os.replace(name, state_dir / FILE)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
