@@ -54,8 +54,10 @@ class Budget:
     def use(self, share: float) -> None:
         """Go by another share (0 to 1) from now on. 0: no retry at all."""
         self._reckon()
-        self._earns = round(share * EARNED * UNIT)
-        self._hold(0)
+        earns = round(share * EARNED * UNIT)
+        if earns != self._earns:  # each new View comes here, and must not empty the reserve
+            self._earns = earns
+            self._hold(0)
 
     def withdraw(self) -> bool:
         """Pay for one retry. False where there is not enough: then there must be none."""

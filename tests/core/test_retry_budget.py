@@ -21,12 +21,15 @@ class Model:
     def __init__(self, share: float) -> None:
         self.has = Fraction(RESERVE_MIN if share else 0)
         self.of_last_second = self.of_this_second = 0
+        self.share = Fraction(0)
         self.use(share)
 
     def use(self, share: float) -> None:
-        self.share = Fraction(share).limit_denominator(1000)
-        self.of_last_second = 0
-        self.has = min(self.has, self.most())
+        wanted = Fraction(share).limit_denominator(1000)
+        if wanted != self.share:
+            self.share = wanted
+            self.of_last_second = 0
+            self.has = min(self.has, self.most())
 
     def most(self) -> Fraction:
         reserve = Fraction(4, 5) * self.share * self.of_last_second
