@@ -126,12 +126,13 @@ class Answer(NamedTuple):
 class Row:
     """One gateway. `using` is the divisor that it said it uses, or a smaller one that it was told of: what it may hold.
 
-    So are the shares in `keys`: of what it said and what it was granted the larger. `hot_at`: when each key was last
-    asked for.
+    So are the shares in `keys`: of what it said and what it was granted the larger. `knows`: how many gateways it was
+    told of, which it drifts by. `hot_at`: when each key was last asked for.
     """
 
     seen: float
     using: int
+    knows: int = 1
     keys: dict[str, Report] = field(default_factory=dict)
     hot_at: dict[str, float] = field(default_factory=dict)
 
@@ -157,7 +158,7 @@ class Table:
         before = self.rows.get(gateway)
         asked = {key: now for key, report in reports.items() if report.demand > 0}
         kept = {} if before is None else {key: at for key, at in before.hot_at.items() if key in reports}
-        self.rows[gateway] = Row(now, using, dict(reports), kept | asked)
+        self.rows[gateway] = Row(now, using, seen, dict(reports), kept | asked)
         settles = now - self.born < SETTLE_S
         if settles:
             self.expected = max(self.expected, seen)
@@ -169,6 +170,7 @@ class Table:
         shares = {key: self._share(key, gateway, count, parts, settles, now) for key in keys}
         row = self.rows[gateway]
         row.using = min(using, parts) or max(using, parts)
+        row.knows = count
         for key, share in shares.items():
             if share is None:
                 row.keys.pop(key, None)
@@ -195,7 +197,7 @@ class Table:
                 mine = held
                 own_demand = row.keys[key].demand if key in row.keys else 0.0
             elif silent_s > SILENT_S:
-                held = reserved(held, equal, silent_s)
+                held = reserved(held, 1.0 / row.knows, silent_s)
                 kept += held
                 others += held
             else:
