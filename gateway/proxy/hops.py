@@ -13,7 +13,7 @@ from gateway.core.following import Event, Trail, flag_of
 from gateway.core.following import follow as next_step
 from gateway.core.hop import Hop, Serve, Unavailable, Verdict, judge, read_verdict, sign_verdict, unavailable
 from gateway.core.http1.head import Response
-from gateway.core.routing import ENDPOINTS, Kind, unknown_placement
+from gateway.core.routing import ENDPOINTS, Kind, reads, unknown_placement
 
 if TYPE_CHECKING:
     from gateway.proxy.relay import Relay
@@ -71,7 +71,7 @@ def follow(relay: Relay, event: Event, region: str, detail: str) -> None:
     when its body is gone and cannot be sent again."""
     exchange = relay.exchange
     resolved = exchange.resolved
-    if relay.in_doubt or relay.body is None or resolved is None:
+    if may_have_arrived(relay) or relay.body is None or resolved is None:
         relay.refuse(flag_of(event), detail)
         return
     view, record = exchange.view, exchange.placement
@@ -96,6 +96,12 @@ def follow(relay: Relay, event: Event, region: str, detail: str) -> None:
     exchange.endpoint = ENDPOINTS[decision.kind]
     relay.tried = ()
     relay.answer()
+
+
+def may_have_arrived(relay: Relay) -> bool:
+    """Whether an application may have the request already, and must stay the only one: what only reads may go on to
+    another region when the connection under it died, as it may to another endpoint of the same one."""
+    return relay.in_doubt and not reads(relay.exchange.request)
 
 
 def add_unavailable(exchange: Exchange, hop: Hop) -> None:

@@ -1,7 +1,7 @@
 """An application as a process of its own, with a long queue: whatever a test measures, this is not what is slow.
 
-`python -m tests.support.application_process REGION...` prints its ports, one for each region that it plays, and answers
-until its standard input ends. Each answer says who it is, and what the gateway told it of the tenant: fields
+`python -m tests.support.application_process REGION[:PORT]...` prints its ports, one for each region that it plays, and
+answers until its standard input ends. Each answer says who it is, and what the gateway told it of the tenant: fields
 `X-Region`, `X-Epoch` and `X-Home`, and as JSON also `tenant` and `hops`.
 """
 
@@ -72,9 +72,11 @@ class _Connection(asyncio.Protocol):
         return f"{head}Content-Length: {len(body)}\r\n\r\n{'' if is_head else body}".encode()
 
 
-async def _main(*regions: str) -> None:
+async def _main(*places: str) -> None:
     loop, enough = asyncio.get_running_loop(), asyncio.Event()
-    socks = [socket.create_server(("127.0.0.1", 0), backlog=QUEUE_MAX) for _ in regions]
+    regions = [place.partition(":")[0] for place in places]
+    ports = [int(place.partition(":")[2] or 0) for place in places]
+    socks = [socket.create_server(("127.0.0.1", port), backlog=QUEUE_MAX) for port in ports]
     servers = [
         await loop.create_server(partial(_Connection, region), sock=sock, backlog=QUEUE_MAX)
         for region, sock in zip(regions, socks, strict=True)
