@@ -54,7 +54,8 @@ class Seen:
     LOOKALIKE: Final = 8192
     REQUEST_ID: Final = 16384
     KEEP_ALIVE: Final = 32768
-    OIDC: Final = 65536
+    TIMEOUT: Final = 65536
+    OIDC: Final = 131072
 
 
 REFUSED_IN_TRAILERS: Final = (
@@ -95,6 +96,11 @@ _REQUEST_NAMES: Final[dict[bytes, int]] = {
     b"x-forwarded-proto": Seen.OWN,
     b"x-forwarded-port": Seen.OWN,
     b"x-forwarded-host": Seen.OWN,
+    b"x-gateway-timeout-ms": Seen.OWN,
+    b"prefer": Seen.TIMEOUT,
+    b"grpc-timeout": Seen.TIMEOUT,
+    b"connect-timeout-ms": Seen.TIMEOUT,
+    b"idempotency-key": Seen.READ,
 }
 _RESPONSE_NAMES: Final[dict[bytes, int]] = {
     b"content-length": Seen.LENGTH,
@@ -115,6 +121,7 @@ _NOT_REMEMBERED: Final = frozenset((
     b"cookie", b"authorization", b"set-cookie", b"proxy-authorization",
     b"x-amzn-oidc-data", b"x-amzn-oidc-identity", b"x-amzn-oidc-accesstoken",
     b"x-amzn-trace-id", b"x-request-id", b"traceparent", b"tracestate", b"gateway-hop", b"etag",
+    b"idempotency-key",
 ))  # fmt: skip
 """Credentials, and what is new in every message: it would only push out what comes again."""
 
