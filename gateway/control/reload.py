@@ -169,7 +169,8 @@ class Configuration:
         """
         filters = paths_of(dict.fromkeys((*self.current.sources.filters.patterns, *self._read.filters.patterns)))
         overlay = self.path.parent / "regions" / f"{self.current.settings.region}.yaml"
-        return [self.path, overlay, *map(Path, filters)]
+        keys = dict.fromkeys(file.path for file in (*self.current.sources.key_files, *self._read.key_files))
+        return [self.path, overlay, *map(Path, (*filters, *keys))]
 
     async def catch_up(self) -> None:
         """After a start: take in what the disk says, unless it says what last-good says."""

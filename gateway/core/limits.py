@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -199,6 +200,28 @@ def slots_of(limit: Limit, share: float) -> int:
     if limit.concurrency is None:
         return 1 << 62
     return max(1, int(limit.concurrency * share + ROUNDING))
+
+
+# --- how operators write them
+
+
+def written_rate(rate: float) -> str:
+    """A rate as a file has it, in the unit in which it is a whole number where there is one."""
+    for factor, unit in ((1, "s"), (60, "m"), (3600, "h")):
+        count = rate * factor
+        if abs(count - round(count)) < 1e-6 and round(count):
+            return f"{round(count)}/{unit}"
+    return f"{round(rate, 6):g}/s"
+
+
+def written_limits(limits: TenantLimits) -> Mapping[str, object]:
+    """A tenant's limits as its file has them."""
+    said: dict[str, object] = {} if limits.rate is None else {"rate": written_rate(limits.rate)}
+    if limits.burst is not None:
+        said["burst"] = limits.burst
+    if limits.concurrency is not None:
+        said["concurrency"] = limits.concurrency
+    return said
 
 
 # --- what clients are told (draft-ietf-httpapi-ratelimit-headers-10)

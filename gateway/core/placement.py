@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from gateway.core.limits import TenantLimits
+
 TENANT_ID: Final = re.compile(r"[a-z0-9_-]{1,63}\Z")
 """A tenant id as the map holds it: lower case, one DNS label long at most (RFC 1035, 2.3.4), `_` allowed."""
 
@@ -85,7 +87,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     """One tenant's record in the tenant map.
 
     `tenant` is lower case. `public` maps a region to the URL where this tenant's clients are sent.
-    `cluster` None means "by route"; `misroute` None means the gateway's own.
+    `cluster` None means "by route"; `misroute` and `limits` None mean the gateway's own.
 
     What only a replicated record has: `claims` maps a host to the hlc at which this tenant first claimed it, where that
     was an earlier version's; `by` and `why` are actor and reason of the change that made this version; `takeover` says
@@ -104,6 +106,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     labels: dict[str, str] = {}
     version: Version = NO_VERSION
     partition: Partition = Partition.SERVE
+    limits: TenantLimits | None = None
     claims: dict[str, int] = {}
     by: str = ""
     why: str = ""

@@ -16,11 +16,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from gateway.core.limits import TenantLimits, written_limits
 from gateway.core.placement import Placement, State, Version
 
 KEYS: Final = (
     *("home", "standby", "failover", "hosts", "public"),
-    *("misroute", "state", "cluster", "partition", "labels"),
+    *("misroute", "state", "cluster", "limits", "partition", "labels"),
 )
 """What an operator says of a tenant, in the order of the documentation. All else in a record is the tools' own."""
 
@@ -98,7 +99,7 @@ def plan(wanted: Placement, current: Placement | None, own: str, author: Author)
         return _creation(wanted, current, author)
     state = current.state if current.state is State.HELD and wanted.state is State.ACTIVE else wanted.state
     differences = [
-        Difference(key, old, new)
+        Difference(key, _said(old), _said(new))
         for key in KEYS
         if (new := state if key == "state" else getattr(wanted, key)) != (old := getattr(current, key))
         and not (key == "hosts" and sorted(new) == sorted(old))
@@ -126,6 +127,11 @@ def plan(wanted: Placement, current: Placement | None, own: str, author: Author)
     )
 
 
+def _said(value: object) -> object:
+    """A value as a tenants file has it."""
+    return written_limits(value) if isinstance(value, TenantLimits) else value
+
+
 def tombstone(current: Placement, author: Author) -> Change:
     """The deletion of a tenant that there is: a record that says so. It keeps no host, so that another may claim it."""
     return Change(
@@ -146,7 +152,9 @@ def tombstone(current: Placement, author: Author) -> Change:
 def _creation(wanted: Placement, gone: Placement | None, author: Author) -> Change:
     """A tenant that is new, or was deleted: then its next epoch, in the region that had it."""
     differences = [
-        Difference(key, None, value) for key in KEYS if (value := getattr(wanted, key)) != getattr(_DEFAULTS, key)
+        Difference(key, None, _said(value))
+        for key in KEYS
+        if (value := getattr(wanted, key)) != getattr(_DEFAULTS, key)
     ]
     if wanted.version.epoch > 1:
         differences.append(Difference("epoch", None, wanted.version.epoch))
@@ -174,6 +182,7 @@ def _content(wanted: Placement, state: State, claims: dict[str, int], author: Au
         cluster=wanted.cluster,
         labels=wanted.labels,
         partition=wanted.partition,
+        limits=wanted.limits,
         claims=claims,
         by=author.by,
         why=author.why,

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from gateway.core.limits import TenantLimits
 from gateway.core.placement import (
     REGION_NAME,
     TENANT_ID,
@@ -86,6 +87,7 @@ class Body(msgspec.Struct, omit_defaults=True, kw_only=True):
     cluster: str | None = None
     labels: dict[str, str] = {}
     partition: Partition = Partition.SERVE
+    limits: TenantLimits | None = None
     claims: dict[str, int] = {}
     by: str = ""
     why: str = ""
@@ -118,6 +120,7 @@ def encode_body(placement: Placement) -> bytes:
             cluster=placement.cluster,
             labels=placement.labels,
             partition=placement.partition,
+            limits=placement.limits,
             claims=placement.claims,
             by=placement.by,
             why=placement.why,
@@ -201,6 +204,7 @@ def decode_value(tenant: str, value: bytes) -> Placement:
         labels=body.labels,
         version=stamp.version,
         partition=body.partition,
+        limits=body.limits,
         claims=body.claims,
         by=body.by,
         why=body.why,

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from gateway.core.breaker import BreakerRule
+from gateway.core.limits import Throttle
 from gateway.core.placement import Misroute
+from gateway.core.retry import RETRIES, Retries
 
 REGION_CLUSTER: Final = "region:"
 """`region:eu-west-1` is the cluster of that region's gateways (their hop listeners)."""
@@ -114,10 +117,12 @@ class Cluster:
     endpoints: tuple[Endpoint, ...]
     timeouts: ClusterTimeouts = ClusterTimeouts()
     retries: int = 1
+    retry: Retries = RETRIES
     connections_max: int = 1024
     pending_max: int = 1024
     can_serve: bool = True
     region: str | None = None
+    breaker: BreakerRule | None = None
 
     @property
     def usable(self) -> tuple[Endpoint, ...]:
@@ -271,6 +276,7 @@ class View:
     timeouts: Timeouts = Timeouts()
     drain: Drain = Drain()
     probes: Probes = Probes()
+    throttle: Throttle | None = None
     trusted_proxies: tuple[Network, ...] = ()
     hop_keys: tuple[bytes, ...] = ()
     abilities: Mapping[tuple[str, str], Ability] = field(default_factory=dict)

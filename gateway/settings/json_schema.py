@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import yaml
 
-from gateway.settings import keys, templates
+from gateway.settings import identity, keys, templates
 from gateway.settings.shape import Choice, FilePath, Free, Items, Key, Kind, Later, Named, OrNone, Record, Scalar
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -30,6 +30,11 @@ RESOLVERS: Final = {
     "fixed": ("", "The tenant of every request."),
 }
 """By kind: a pattern that every value of it fits, and what it is."""
+
+TOKENS: Final = {
+    "jwt": "A claim of a signed token.",
+    "alb": "A claim of what AWS's load balancer says of a user that it authenticated.",
+}
 
 
 def json_schema() -> dict[str, Any]:
@@ -63,8 +68,18 @@ def _of(kind: Kind, whole: bool = False) -> dict[str, Any]:
             return {"type": "object"}
         case Later():
             return {"type": "array", "maxItems": 0}
+        case identity.OneOrMore():
+            one = _of(kind.kind)
+            return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "uniqueItems": True}]}
+        case identity.KeyPlace():
+            return {"type": "string", "minLength": 1}
         case keys.ResolverKind():
-            return {"type": "object", "properties": {kind: _resolver(kind) for kind in templates.RESOLVERS},
+            known = {kind: _resolver(kind) for kind in templates.RESOLVERS}
+            known |= {
+                name: {"description": TOKENS[name], **_record(record, whole=True)}
+                for name, record in identity.TOKENS.items()
+            }
+            return {"type": "object", "properties": known,
                     "additionalProperties": False, "minProperties": 1, "maxProperties": 1}  # fmt: skip
         case _:
             raise TypeError(f"no JSON Schema for {type(kind).__name__}")

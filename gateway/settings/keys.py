@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gateway.core.placement import REGION_NAME, Misroute
 from gateway.core.view import REGION_CLUSTER
-from gateway.settings import templates
+from gateway.settings import identity, templates, throttling
 from gateway.settings.document import Leaf, Node, Path, Table, described
 from gateway.settings.problems import nearest, shown
 from gateway.settings.scalars import (
@@ -45,6 +45,7 @@ from gateway.settings.scalars import (
 from gateway.settings.schema import (
     AccessLogSettings,
     AdminSettings,
+    BreakerSettings,
     ClusterLimitSettings,
     ClusterSettings,
     ClusterTimeoutSettings,
@@ -68,7 +69,6 @@ from gateway.settings.schema import (
 )
 from gateway.settings.shape import (
     BAD,
-    NOT_YET,
     Choice,
     Effect,
     FilePath,
@@ -89,23 +89,28 @@ FILTER_PATHS: Final = Items(FilePath(), distinct=True)
 MISROUTE: Final = Choice({m.value: m for m in Misroute})
 
 
+RESOLVER_KINDS: Final = (*templates.RESOLVERS, *identity.TOKENS)
+AGREEING: Final = Choice({kind: kind for kind in RESOLVER_KINDS if kind != "fixed"})
+
+
 class ResolverKind:
     """One entry of `tenancy.resolvers`: a mapping with one key, the kind of resolver."""
 
-    type_name = "one of " + ", ".join(f"`{kind}`" for kind in templates.RESOLVERS)
+    type_name = "one of " + ", ".join(f"`{kind}`" for kind in RESOLVER_KINDS)
     secret = False
-    later = ("jwt",)
 
     def read(self, walk: Walk, node: Node, path: Path) -> object:
-        kinds = ", ".join(templates.RESOLVERS)
+        kinds = ", ".join(RESOLVER_KINDS)
         if not isinstance(node, Table) or len(node.entries) != 1:
             found = f"{len(node.entries)} keys" if isinstance(node, Table) else described(node)
             return walk.note(node, path, f"one of {kinds}, with its value", found)
         [(kind, value)] = node.entries.items()
         inner = (*path, kind)
+        if kind in identity.TOKENS:
+            return identity.read_token(walk, kind, value, inner)
         if kind not in templates.RESOLVERS:
-            late = f" ({kind} is {NOT_YET})" if kind in self.later else nearest(kind, templates.RESOLVERS)
-            return walk.note_at(value.source, node.lines[kind], inner, f"one of {kinds}{late}", shown(kind))
+            expected = f"one of {kinds}{nearest(kind, RESOLVER_KINDS)}"
+            return walk.note_at(value.source, node.lines[kind], inner, expected, shown(kind))
         if not isinstance(value, Leaf) or value.is_null:
             quotes = ", in quotes" if isinstance(value, Table) else ""
             return walk.note(value, inner, f"a text{quotes}", described(value))
@@ -158,14 +163,41 @@ _CLUSTER_LIMITS: Final = {
     "connections": Key(whole(1, 1_000_000), "Connections to the cluster, for the whole gateway.", "1024"),
     "pending": Key(whole(0, 1_000_000), "Requests that wait for a connection, for the whole gateway.", "1024"),
 }
+_BREAKER: Final = {
+    "error_rate": Key(fraction(0.01), "It opens when this share of the window's requests failed.", "0.5"),
+    "min_requests": Key(
+        whole(1, 1_000_000),
+        "Fewer in the window tell nothing. For the whole gateway: each worker judges its part, at least 5.",
+        "20",
+    ),
+    "window": Key(duration(0.1, 3600), "What is counted: the last so many seconds.", "2s"),
+    "open": Key(
+        duration(0.1, DAY_S), "How long nothing passes; doubled each time it opens again soon, up to 20 % less.", "5s"
+    ),
+    "open_max": Key(duration(0.1, DAY_S), "What doubling ends at.", "60s"),
+    "probes": Key(whole(1, 100), "Single requests that have to succeed, after that.", "2"),
+    "probe_interval": Key(duration(0.05, 3600), "At most one of them in so long, in each worker.", "1s"),
+    "ramp": Key(duration(0, 3600), "From the last of them until all requests pass again, in growing share.", "3s"),
+}
+_FALLBACK: Final = {
+    "fallback": Key(
+        CLUSTER, "The cluster that answers instead while this one's breaker refuses. Its own breaker holds for it."
+    ),
+}
 
 
-def _shared_keys(make: Callable[[Callable[..., object]], Callable[..., object]]) -> dict[str, Key]:
+def _shared_keys(
+    make: Callable[[Callable[..., object]], Callable[..., object]], breaker: dict[str, Key]
+) -> dict[str, Key]:
     return {
         "timeouts": Key(Record(make(ClusterTimeoutSettings), CLUSTER_TIMEOUTS), "How long to wait for it."),
         "retries": Key(Record(make(RetrySettings), _RETRIES), "When to try again."),
         "limits": Key(Record(make(ClusterLimitSettings), _CLUSTER_LIMITS), "Shared evenly by the workers, rounded up."),
-        "breaker": Key(Later(), "Circuit breaker."),
+        "breaker": Key(
+            OrNone(Record(make(BreakerSettings), breaker)),
+            "Refuses requests while too many fail: a tenant's, or all ([how](protection.md#breakers)). `none`: off.",
+            "{}",
+        ),
         "outliers": Key(Later(), "Ejection of endpoints that fail."),
     }
 
@@ -186,10 +218,10 @@ APP_CLUSTER: Final = Record(
             "least_request",
         ),
         "health": Key(OrNone(HEALTH), "Active checks by control.", "none"),
-        **_shared_keys(lambda make: make),
+        **_shared_keys(lambda make: make, {**_BREAKER, **_FALLBACK}),
     },
 )
-GATEWAYS_CLUSTER: Final = Record(dict, _shared_keys(lambda make: dict))
+GATEWAYS_CLUSTER: Final = Record(dict, _shared_keys(lambda make: dict, _BREAKER))
 """`region:*` and `region:NAME`: partial values, which the loader lays over one another."""
 
 
@@ -228,6 +260,7 @@ _REGION: Final = {
 _ROUTE: Final = {
     "prefix": Key(PREFIX, "Compared bytewise with the raw path (`/a` matches `/ab`).", required=True),
     "cluster": Key(CLUSTER, "Where such requests go.", required=True),
+    "throttle": Key(throttling.RULE, "All requests of this route together, over all gateways of a region."),
 }
 _TENANCY: Final = {
     "resolvers": Key(
@@ -236,7 +269,12 @@ _TENANCY: Final = {
         "regions' `public` templates.",
         "[]",
     ),
-    "agree": Key(Later(empty_is_fine=True), "Resolvers that must not contradict each other.", "[]"),
+    "agree": Key(
+        Items(AGREEING, distinct=True),
+        "Kinds of resolvers, such as `[host, jwt]`: all of them that answer must name one tenant, or the answer is 400 "
+        "`tenant_conflict`. `host` is whatever Host says.",
+        "[]",
+    ),
     "unknown": Key(
         matching("`reject` or a region's name", "reject or a region's name", REGION_NAME),
         "What happens to a tenant that is not in the map: 404, or served in that region.",
@@ -365,7 +403,6 @@ _TELEMETRY: Final = {
 
 
 def _tenancy(**values: Any) -> TenancySettings:
-    values.pop("agree", None)
     if values.get("unknown") == UNKNOWN_REJECT:
         values["unknown"] = None
     return TenancySettings(**values)
@@ -405,7 +442,7 @@ ROOT: Final = Record(
         "timeouts": Key(Record(TimeoutSettings, _TIMEOUTS), "How long to wait for clients."),
         "drain": Key(Record(DrainSettings, _DRAIN), "How the gateway stops, counted from the signal."),
         "probes": Key(Record(ProbeSettings, _PROBES), "Exact paths, for the load balancer; GET and HEAD."),
-        "throttle": Key(Later(), "Rates per tenant and client."),
+        "throttle": Key(throttling.THROTTLE, "How much is let through ([how](protection.md#throttling))."),
         "tenant_map": Key(Record(_as_dict, _MAP), "Where placements come from."),
         "filters": Key(Record(_as_dict, _FILTERS), "Request policy.", effect=Effect.WORKERS),
         "dns": Key(Record(DnsSettings, _DNS), "How endpoints `dns://` and `srv://` are resolved."),

@@ -24,12 +24,14 @@ from gateway.settings import document, keys, rules
 from gateway.settings.document import Leaf, Listing, Node, Source, Table, merge
 from gateway.settings.expansion import Unresolved, expand
 from gateway.settings.filter_files import FilterFiles, digest_of, read_filters, unreadable
+from gateway.settings.identity import key_paths, read_key_files
 from gateway.settings.machine import usable_cores
 from gateway.settings.problems import MASK, Invalid, Problem, masked_url
 from gateway.settings.schema import (
     REGION_TIMEOUTS,
     AccessLogSettings,
     AdminSettings,
+    BreakerSettings,
     ClusterLimitSettings,
     ClusterSettings,
     DnsSettings,
@@ -46,7 +48,7 @@ from gateway.settings.schema import (
     TenantMapSettings,
     TimeoutSettings,
 )
-from gateway.settings.shape import Walk
+from gateway.settings.shape import KeyFile, Walk
 
 __all__ = ["Invalid", "Problem", "Sources", "decode_sources", "encode_sources", "load", "read_sources", "warnings_for"]
 
@@ -74,6 +76,7 @@ class Sources(msgspec.Struct, frozen=True):
     overlay_folder: str = ""
     overrides: dict[str, str] = {}
     filters: FilterFiles = FilterFiles()
+    key_files: tuple[KeyFile, ...] = ()
 
 
 def read_sources(path: FsPath, environ: Mapping[str, str]) -> Sources:
@@ -98,16 +101,20 @@ def read_sources(path: FsPath, environ: Mapping[str, str]) -> Sources:
             overlay_text=_read(overlay),
             overlay_folder=os.path.dirname(os.path.abspath(overlay)),
         )
-    patterns = _filter_patterns(sources, environ)
-    return msgspec.structs.replace(sources, filters=read_filters(patterns)) if patterns else sources
-
-
-def _filter_patterns(sources: Sources, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """What `filters.paths` says, absolute. Nothing where it cannot be read: `load` will say why."""
     try:
-        node = document.find(_merged(sources, []), FILTER_PATHS)
-    except Invalid:
-        return ()
+        root = _merged(sources, [])
+    except Invalid:  # `load` will say why
+        return sources
+    if patterns := _filter_patterns(root, environ):
+        sources = msgspec.structs.replace(sources, filters=read_filters(patterns))
+    if paths := key_paths(root, environ):
+        sources = msgspec.structs.replace(sources, key_files=read_key_files(paths))
+    return sources
+
+
+def _filter_patterns(root: Table, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What `filters.paths` says, absolute. Nothing where it cannot be read: `load` will say why."""
+    node = document.find(root, FILTER_PATHS)
     found = keys.FILTER_PATHS.read(Walk(environ), node, FILTER_PATHS) if isinstance(node, Listing) else ()
     return tuple(str(path) for path in found) if isinstance(found, tuple) else ()
 
@@ -248,7 +255,7 @@ def _unplaced(node: Node) -> Node:
 
 
 def _read_all(sources: Sources, environ: Mapping[str, str]) -> Reading:
-    walk = Walk(environ)
+    walk = Walk(environ, key_files={file.path: file for file in sources.key_files})
     root = _merged(sources, walk.problems)
     values = keys.ROOT.read(walk, root, ())
     assert isinstance(values, dict)
@@ -284,6 +291,7 @@ def _settings(values: dict[str, Any], root: Table, sources: Sources) -> Settings
         drain=values.get("drain", DrainSettings()),
         probes=values.get("probes", ProbeSettings()),
         tenant_map=TenantMapSettings(**tenant_map),
+        throttle=values.get("throttle"),
         filter_files=tuple(FilterFile(file.path, digest_of(file.text)) for file in sources.filters.files),
         filter_options=values.get("filters", {}).get("options", {}),
         dns=values.get("dns", DnsSettings()),
@@ -303,16 +311,24 @@ def _clusters(values: Mapping[str, Any], others: list[str]) -> dict[str, Cluster
         timeouts = msgspec.structs.asdict(REGION_TIMEOUTS)
         retries: dict[str, Any] = {}
         limits: dict[str, Any] = {}
+        breaker: dict[str, Any] | None = {}
         for layer in layers:
             timeouts |= layer.get("timeouts", {})
             retries |= layer.get("retries", {})
             limits |= layer.get("limits", {})
+            breaker = _laid_over(breaker, layer.get("breaker", {}))
         clusters[name] = ClusterSettings(
             timeouts=type(REGION_TIMEOUTS)(**timeouts),
             retries=RetrySettings(**retries),
             limits=ClusterLimitSettings(**limits),
+            breaker=None if breaker is None else BreakerSettings(**breaker),
         )
     return clusters
+
+
+def _laid_over(below: dict[str, Any] | None, above: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A mapping over another, where `none` stands for off: whoever writes a key after that has it on again."""
+    return None if above is None else (below or {}) | above if above else below
 
 
 def _origins(root: Table) -> dict[str, str]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from gateway.settings import keys, tenants
+from gateway.settings import identity, keys, tenants
 from gateway.settings.shape import NOT_YET, Effect, Items, Key, Kind, Later, Named, OrNone, Record
 
 INTRODUCTION: Final = """\
@@ -74,6 +74,8 @@ Each entry of `tenancy.resolvers` is one of:
 | `path` | `/t/{tenant}/` | matches the raw path, which is never stripped |
 | `query` | `tenant` | a parameter's name |
 | `cookie` | `tenant` | a cookie's name |
+| `jwt` | a mapping, above | a signed token's claim ([how](protection.md#identity)) |
+| `alb` | a mapping, above | what AWS's load balancer says of a user that it authenticated; trusted proxies only |
 | `fixed` | `acme` | every request is this tenant's |
 
 A Redis URL names Redis, Valkey or what speaks their protocol:
@@ -104,7 +106,7 @@ case. A host that two tenants claim, or that a host template gives to another te
 NOT_YET_TEXT: Final = """
 ## Not supported yet
 
-Refused by name, never ignored: {keys}; `tenancy.resolvers` of the kind `jwt`;
+Refused by name, never ignored: {keys};
 `clusters.<cluster>.balance` other than `least_request`. {empty} have to be empty.
 """
 
@@ -134,6 +136,9 @@ def _below(kind: Kind, path: str, effect: Effect) -> Iterator[Documented]:
             yield from _below(kind.kind, f"{path}[]" if isinstance(kind, Items) else path, effect)
         case Named():
             yield from _below(kind.kind, f"{path}.{kind.label}", effect)
+        case keys.ResolverKind():
+            for name, record in identity.TOKENS.items():
+                yield from every_key(record, f"{path}.{name}", effect)
 
 
 def is_later(key: Key) -> bool:

@@ -12,7 +12,7 @@ from typing import Final
 
 from gateway.core.placement import Misroute
 from gateway.core.view import REGION_CLUSTER
-from gateway.settings import redis_url, units
+from gateway.settings import redis_url, throttling, units
 from gateway.settings.document import Leaf, Listing, Node, Path, Table, described, dotted, find
 from gateway.settings.problems import nearest, shown
 from gateway.settings.scalars import FILTERS
@@ -41,6 +41,7 @@ def judge(settings: Settings, root: Table, walk: Walk, chosen: str) -> None:
     rules.admin()
     rules.replication()
     rules.times()
+    throttling.judge(settings, rules.note, rules.is_bad)
 
 
 def judge_filters(
@@ -108,9 +109,27 @@ class _Rules:
             if region not in settings.regions:
                 expected = f"region:* or the name of one of regions{nearest(region, settings.regions)}"
                 self.note(("clusters", name), expected, f"the key {shown(name)}")
+        for name in settings.clusters:
+            self.breaker(name, known)
         if ("clusters",) in self.walk.bad or ("routes",) in self.walk.bad:
             return
         self.routes(known)
+
+    def breaker(self, name: str, known: list[str]) -> None:
+        where: Path = ("clusters", name, "breaker")
+        breaker = self.settings.clusters[name].breaker
+        if breaker is None or self.is_bad(*where):
+            return
+        if breaker.open > breaker.open_max and self.has(where):
+            key = "open" if self.has((*where, "open")) else "open_max"
+            limits = {
+                "open": f"at most open_max ({breaker.open_max:g}s)",
+                "open_max": f"at least open ({breaker.open:g}s)",
+            }
+            self.note((*where, key), limits[key])
+        if breaker.fallback is not None and (breaker.fallback not in known or breaker.fallback == name):
+            others = [other for other in known if other != name]
+            self.note((*where, "fallback"), f"another one of clusters{nearest(breaker.fallback, others)}")
 
     def routes(self, known: list[str]) -> None:
         seen: dict[str, int] = {}
@@ -131,9 +150,26 @@ class _Rules:
         return list(zip(places, self.settings.routes, strict=False))
 
     def tenancy(self) -> None:
+        self.agreeing()
         unknown = self.settings.tenancy.unknown
         if unknown is not None and unknown not in self.settings.regions and not self.is_bad("regions"):
             self.note(("tenancy", "unknown"), f"reject or one of regions{nearest(unknown, self.settings.regions)}")
+
+    def agreeing(self) -> None:
+        """What is to agree has to be asked at all; and the load balancer's word is believed from it alone."""
+        if self.is_bad("tenancy", "resolvers") or self.is_bad("tenancy", "agree"):
+            return
+        resolvers, agree = self.settings.tenancy.resolvers, self.settings.tenancy.agree
+        kinds = {resolver.kind for resolver in resolvers}
+        for index, kind in enumerate(agree):
+            if kind not in kinds and kind != "host":  # `hosts` and regions' `public` speak for Host besides
+                self.note(("tenancy", "agree", index), "a kind of resolver that tenancy.resolvers has", shown(kind))
+        if len(agree) == 1:
+            self.note(("tenancy", "agree"), "two kinds or more, or none", shown(agree[0]))
+        for index, resolver in enumerate(resolvers):
+            if resolver.kind == "alb" and not self.settings.trusted_proxies and not self.is_bad("trusted_proxies"):
+                expected = "trusted_proxies with the load balancer's subnets, since nobody else is believed"
+                self.note(("tenancy", "resolvers", index, "alb"), expected, "none")
 
     def between_regions(self) -> None:
         """What gateways need to carry requests to each other, or to send clients there instead."""

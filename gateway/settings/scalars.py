@@ -90,15 +90,15 @@ def whole(low: int, high: int) -> Scalar:
     )
 
 
-def fraction() -> Scalar:
+def fraction(low: float = 0) -> Scalar:
     def parse(text: str) -> float:
         value = units.number(text)
-        if value > 1:
+        if not low <= value <= 1:
             raise ValueError("out of range")
         return value
 
-    schema = {"type": "number", "minimum": 0, "maximum": 1}
-    return Scalar("number", "a number from 0 to 1", parse, substitute=0.0, is_number=True, schema=schema)
+    schema = {"type": "number", "minimum": low, "maximum": 1}
+    return Scalar("number", f"a number from {low:g} to 1", parse, substitute=low, is_number=True, schema=schema)
 
 
 def matching(type_name: str, expected: str, pattern: re.Pattern[str]) -> Scalar:

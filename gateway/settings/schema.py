@@ -76,6 +76,20 @@ class RetrySettings(msgspec.Struct, frozen=True):
     attempts: int = DEFAULT_RETRIES
 
 
+class BreakerSettings(msgspec.Struct, frozen=True):
+    """`min_requests` is the whole gateway's. `fallback` is another application's cluster."""
+
+    error_rate: float = 0.5
+    min_requests: int = 20
+    window: float = 2.0
+    open: float = 5.0
+    open_max: float = 60.0
+    probes: int = 2
+    probe_interval: float = 1.0
+    ramp: float = 3.0
+    fallback: str | None = None
+
+
 class ClusterLimitSettings(msgspec.Struct, frozen=True):
     connections: int = 1024
     pending: int = 1024
@@ -87,22 +101,83 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     health: HealthSettings | None = None
     retries: RetrySettings = RetrySettings()
     limits: ClusterLimitSettings = ClusterLimitSettings()
+    breaker: BreakerSettings | None = BreakerSettings()
+
+
+class RuleSettings(msgspec.Struct, frozen=True):
+    """A limit as it is written: `rate` in a second; what is None is not limited."""
+
+    rate: float | None = None
+    burst: int | None = None
+    concurrency: int | None = None
+    shadow: bool = False
+
+
+class ClientRule(msgspec.Struct, frozen=True):
+    """A limit of clients. `by` is `address` or `header:NAME`."""
+
+    rate: float | None = None
+    burst: int | None = None
+    concurrency: int | None = None
+    by: str = "address"
+    shadow: bool = False
+
+
+class ExemptSettings(msgspec.Struct, frozen=True):
+    addresses: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
+
+
+class ThrottleSettings(msgspec.Struct, frozen=True):
+    """What is None is off."""
+
+    tenant: RuleSettings | None = None
+    client: ClientRule | None = None
+    gateway: RuleSettings | None = None
+    exempt: ExemptSettings = ExemptSettings()
 
 
 class RouteSettings(msgspec.Struct, frozen=True):
     prefix: str
     cluster: str
+    throttle: RuleSettings | None = None
 
 
-class ResolverSettings(msgspec.Struct, frozen=True):
-    """`kind` is host, header, path, query, cookie or fixed; `value` is as written."""
+class JwtSettings(msgspec.Struct, frozen=True):
+    """`jwks` is an absolute path, whose text is in `keys`, or a URL."""
+
+    claim: str
+    jwks: str
+    algorithms: tuple[str, ...]
+    issuer: tuple[str, ...]
+    audience: tuple[str, ...]
+    header: str = "Authorization"
+    leeway: float = 30.0
+    refresh: float = 300.0
+    keys: str = ""
+
+
+class AlbSettings(msgspec.Struct, frozen=True):
+    """`keys` is a URL template with `{kid}`; empty: AWS's own."""
+
+    claim: str
+    alb_arn: str
+    keys: str = ""
+    leeway: float = 30.0
+
+
+class ResolverSettings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`kind` is host, header, path, query, cookie or fixed, and `value` as written; or jwt or alb, with theirs."""
 
     kind: str
-    value: str
+    value: str = ""
+    jwt: JwtSettings | None = None
+    alb: AlbSettings | None = None
 
 
 class TenancySettings(msgspec.Struct, frozen=True):
     resolvers: tuple[ResolverSettings, ...] = ()
+    agree: tuple[str, ...] = ()
     unknown: str | None = None
 
 
@@ -246,6 +321,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain: DrainSettings = DrainSettings()
     probes: ProbeSettings = ProbeSettings()
     tenant_map: TenantMapSettings
+    throttle: ThrottleSettings | None = None
     filter_files: tuple[FilterFile, ...] = ()
     filter_options: dict[str, dict[str, object]] = {}
     dns: DnsSettings = DnsSettings()

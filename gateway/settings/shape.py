@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Final, Protocol
 
+import msgspec
+
 from gateway.settings.document import Leaf, Listing, Node, Path, Source, Table, described, dotted, kind_of, typed
 from gateway.settings.expansion import Unresolved, expand, has_reference
 from gateway.settings.problems import Problem, nearest, shown
@@ -52,13 +54,25 @@ class Kind(Protocol):
     def stand_in(self) -> object: ...
 
 
+class KeyFile(msgspec.Struct, frozen=True):
+    """A file that the configuration names and that is read together with it; or what kept it from being read."""
+
+    path: str
+    text: bytes = b""
+    problem: str = ""
+
+
 @dataclass(slots=True)
 class Walk:
-    """One reading of one document. `environ` None: `${…}` means nothing here (tenants files)."""
+    """One reading of one document. `environ` None: `${…}` means nothing here (tenants files).
+
+    `key_files` are the key sets that it names, by absolute path.
+    """
 
     environ: Mapping[str, str] | None = None
     problems: list[Problem] = field(default_factory=list)
     bad: set[Path] = field(default_factory=set)
+    key_files: Mapping[str, KeyFile] = field(default_factory=dict)
 
     def note(self, node: Node, path: Path, expected: str, found: str) -> _Bad:
         return self.note_at(node.source, node.line, path, expected, found)

@@ -22,9 +22,10 @@ from typing import BinaryIO, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from gateway.core.limits import TenantLimits
 from gateway.core.placement import NO_VERSION, TENANT_ID, Failover, Misroute, Partition, Placement, State, Version
 from gateway.core.view import REGION_CLUSTER
-from gateway.settings import document, tenants, units
+from gateway.settings import document, tenants, throttling, units
 from gateway.settings.document import Leaf, Listing, Node, Path, Source, Table, dotted
 from gateway.settings.problems import Invalid, Problem
 from gateway.settings.schema import Settings
@@ -41,6 +42,12 @@ _SHARDS: Final = 64
 _EXAMPLE: Final = 'a JSON object such as {"tenant": "acme", "home": "us-east-1"}'
 
 
+class _Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    rate: str | UnsetType = UNSET
+    burst: int | UnsetType = UNSET
+    concurrency: int | UnsetType = UNSET
+
+
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
     """A line whose values are of the right types. UNSET: not given, which is not the same as null."""
 
@@ -53,6 +60,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     misroute: Misroute | UnsetType = UNSET
     state: State | UnsetType = UNSET
     cluster: str | UnsetType = UNSET
+    limits: _Limits | UnsetType = UNSET
     partition: Partition | UnsetType = UNSET
     labels: dict[str, str] | UnsetType = UNSET
     epoch: int | UnsetType = UNSET
@@ -166,6 +174,9 @@ class TenantLines:
                     fits = self._can_hop or value is Misroute.EXTERNAL
                 case "failover":
                     fits = self._can_hop or value is Failover.MANUAL
+                case "limits":
+                    values["limits"] = limits = _limits(value)
+                    fits = limits is not None
                 case "epoch":
                     fits = 0 <= value <= tenants.EPOCH_MAX
                 case _:
@@ -320,6 +331,18 @@ def _distinct(values: Sequence[str]) -> bool:
     return len(values) < 2 or len(set(values)) == len(values)
 
 
+def _limits(written: _Limits) -> TenantLimits | None:
+    """These limits, or None where only the walk can tell. Raises ValueError for the same."""
+    rate, burst, slots = (None if part is UNSET else part for part in msgspec.structs.astuple(written))
+    if rate is burst is slots is None:
+        return None
+    if burst is not None and not 1 <= burst <= throttling.BURST_MAX:
+        return None
+    if slots is not None and not 1 <= slots <= throttling.CONCURRENCY_MAX:
+        return None
+    return TenantLimits(None if rate is None else units.rate(rate), burst, slots)
+
+
 def _is_label(label: tuple[str, str]) -> bool:
     name, text = label
     return bool(tenants.LABEL_NAME.match(name)) and len(text) <= tenants.LABEL_CHARS_MAX and text.isprintable()
@@ -332,6 +355,9 @@ def _is_each_key_once(line: _Line, optional: int, text: bytes) -> bool:
     all; false for some others.
     """
     colons = 2 + optional
+    if line.limits is not UNSET:
+        colons += sum(part is not UNSET for part in msgspec.structs.astuple(line.limits))
+        colons += str(line.limits.rate).count(":")
     for mapping in (line.public, line.labels):
         if mapping is not UNSET:
             for key, value in mapping.items():

@@ -18,7 +18,8 @@ from gateway.settings.keys import MISROUTE
 from gateway.settings.problems import Invalid, nearest, shown
 from gateway.settings.scalars import CLUSTER, REGION
 from gateway.settings.schema import Settings
-from gateway.settings.shape import Choice, Items, Key, Later, Named, Record, Scalar, Walk
+from gateway.settings.shape import Choice, Items, Key, Named, Record, Scalar, Walk
+from gateway.settings.throttling import TENANT_LIMITS, problem
 from gateway.settings.units import Wanted
 
 EPOCH_MAX: Final = 10**18 - 1
@@ -90,7 +91,9 @@ TENANT_KEYS: Final[Mapping[str, Key]] = {
     "misroute": Key(MISROUTE, "Overrides the gateway's `misroute`."),
     "state": Key(STATE, "`suspended` is answered 403. `held` and `deleted` are set by the tools only.", "active"),
     "cluster": Key(CLUSTER, "The cluster for every request of this tenant; otherwise by route."),
-    "limits": Key(Later(), "Rates of this tenant."),
+    "limits": Key(
+        TENANT_LIMITS, "What is let through of it, before `throttle.tenant`, which holds for what is not named here."
+    ),
     "partition": Key(
         Choice({p.value: p for p in Partition}),
         "What its requests get while this region is cut off from all others (`tenant_map.partition_after`): they are "
@@ -167,12 +170,19 @@ class Check:
             self.note((tenant, "cluster"), f"one of clusters{nearest(cluster, self.clusters)}")
         if len(record.get("labels", ())) > LABELS_MAX:
             self.note((tenant, "labels"), f"at most {LABELS_MAX} labels", str(len(record["labels"])))
+        if (limits := record.get("limits")) is not None and not self.is_bad((tenant, "limits")):
+            problem((tenant, "limits"), limits.rate, limits.burst, limits.concurrency, self.note, burst_alone=True)
         if not self.can_hop:
             self.hops(tenant, record)
         epoch = record.pop("epoch", 0)
         if epoch:
             record["version"] = Version(epoch, 0, "")
         return Placement(tenant=tenant, **record)
+
+    def is_bad(self, path: Path) -> bool:
+        """Whether something at or below `path` could not be read."""
+        whole = ("tenants", *path)
+        return any(bad[: len(whole)] == whole for bad in self.walk.bad)
 
     def note(self, path: Path, expected: str, found: str = "") -> None:
         whole = ("tenants", *path)

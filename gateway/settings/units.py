@@ -10,6 +10,7 @@ from gateway.settings.schema import Address
 
 DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)\Z")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+RATE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)/(s|m|h)\Z")
 SIZE: Final = re.compile(r"([0-9]{1,12})(B|KiB|MiB|GiB)\Z")
 BYTES: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%\Z")
@@ -38,6 +39,21 @@ def duration(text: str) -> float:
         raise ValueError("no duration")
     number, unit = match.groups()
     return float(number) / 1000 if unit == "ms" else float(number) * _SECONDS[unit]
+
+
+RATE_MIN, RATE_MAX = 1 / 3600, 10_000_000.0
+"""A second: a request an hour at least, and more than one machine will see."""
+
+
+def rate(text: str) -> float:
+    """`200/s`, `90/m`, `1000/h` in a second."""
+    match = RATE.match(text)
+    if not match:
+        raise ValueError("no rate")
+    found = float(match[1]) / _SECONDS[match[2]]
+    if not RATE_MIN <= found <= RATE_MAX:
+        raise Wanted(f"a rate from 1/h to {RATE_MAX:.0f}/s")
+    return found
 
 
 def size(text: str) -> int:

@@ -6,9 +6,14 @@ that names resolved to, and what is known to be down. Nothing that is not in the
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 from collections.abc import Iterable
+from typing import Final
 
+import msgspec
+
+from gateway.core.breaker import BreakerRule
 from gateway.core.conditions import Conditions, Target
 from gateway.core.view import (
     REGION_CLUSTER,
@@ -25,8 +30,11 @@ from gateway.core.view import (
     View,
     region_cluster,
 )
-from gateway.settings import templates, units
-from gateway.settings.schema import REGION_TIMEOUTS, Address, ClusterSettings, Scheme, Settings
+from gateway.settings import identity, templates, throttling, units
+from gateway.settings.schema import REGION_TIMEOUTS, Address, BreakerSettings, ClusterSettings, Scheme, Settings
+
+BREAKER_REQUESTS_MIN: Final = 5
+"""What a worker's breaker wants to see at least, however many workers share `min_requests`."""
 
 
 def build_view(settings: Settings, conditions: Conditions, generation: int) -> View:
@@ -43,7 +51,10 @@ def build_view(settings: Settings, conditions: Conditions, generation: int) -> V
         },
         clusters=_clusters(settings, conditions),
         routes=_routes(settings),
-        resolvers=tuple(templates.resolver(r.kind, r.value) for r in settings.tenancy.resolvers),
+        resolvers=tuple(
+            identity.resolver(r) or templates.resolver(r.kind, r.value) for r in settings.tenancy.resolvers
+        ),
+        agree=settings.tenancy.agree,
         unknown=settings.tenancy.unknown,
         misroute=settings.misroute,
         limits=Limits(
@@ -56,6 +67,7 @@ def build_view(settings: Settings, conditions: Conditions, generation: int) -> V
         timeouts=Timeouts(timeouts.header, timeouts.body, timeouts.keepalive),
         drain=Drain(settings.drain.grace, settings.drain.limit),
         probes=Probes(settings.probes.live.encode("ascii"), settings.probes.ready.encode("ascii")),
+        throttle=throttling.view_of(settings),
         trusted_proxies=tuple(ipaddress.ip_network(network) for network in settings.trusted_proxies),
         hop_keys=tuple(key.encode() for key in settings.hop_keys),
         abilities={
@@ -120,7 +132,15 @@ def _cluster(
         # what another region can serve is said by its own gateways, through the abilities
         can_serve=name not in conditions.unable and (usable or region is not None),
         region=region,
+        breaker=None if written.breaker is None else _breaker(written.breaker, settings.workers),
     )
+
+
+def _breaker(written: BreakerSettings, workers: int) -> BreakerRule:
+    """A worker's: it sees its part of the requests, and must not take a handful for an outage."""
+    rule = BreakerRule(**msgspec.structs.asdict(written))
+    part = max(_share(written.min_requests, workers), BREAKER_REQUESTS_MIN)
+    return dataclasses.replace(rule, min_requests=min(part, written.min_requests))
 
 
 def _endpoints(cluster: str, addresses: Iterable[Address], conditions: Conditions) -> tuple[Endpoint, ...]:

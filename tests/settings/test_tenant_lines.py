@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from gateway.core.limits import TenantLimits
 from gateway.core.placement import Failover, Misroute, Partition, Placement, State, Version
 from gateway.settings import tenant_lines
 from gateway.settings.problems import Invalid
@@ -55,6 +56,7 @@ def test_every_key_of_a_tenant(settings: Settings) -> None:
         "state": "suspended",
         "cluster": "app",
         "partition": "read_only",
+        "limits": {"rate": "200/s", "concurrency": 50},
         "labels": {"plan": "a:b", "seats": "12"},
         "epoch": 7,
     }
@@ -73,6 +75,7 @@ def test_every_key_of_a_tenant(settings: Settings) -> None:
             state=State.SUSPENDED,
             cluster="app",
             partition=Partition.READ_ONLY,
+            limits=TenantLimits(200.0, None, 50),
             labels={"plan": "a:b", "seats": "12"},
             version=Version(7, 0, ""),
         ),
@@ -97,7 +100,7 @@ def test_every_key_of_a_tenant(settings: Settings) -> None:
         ('{"tenant": "a", "home": "hre"}', 't.jsonl:1: tenants.a.home: expected one of regions (did you mean here?), got "hre"'),
         ('{"tenant": "a", "home": "here", "home": "there"}', "t.jsonl:1: tenants.a.home: expected this key once, got it again"),
         ('{"tenant": "a", "home": "here", "h\\u006fme" : "\\u003a"}', "t.jsonl:1: tenants.a.home: expected this key once, got it again"),
-        ('{"tenant": "a", "home": "here", "limits": {}}', "t.jsonl:1: tenants.a.limits: expected no such key (limits is not supported yet), got a mapping"),
+        ('{"tenant": "a", "home": "here", "limits": {}}', "t.jsonl:1: tenants.a.limits: expected a rate or a concurrency, got a mapping"),
         ('{"tenant": "a", "home": "here", "hoem": 1}', 't.jsonl:1: tenants.a.hoem: expected a known key (did you mean home?), got "hoem"'),
         ('{"tenant": "a", "home": "here", "epoch": "7"}', 't.jsonl:1: tenants.a.epoch: expected a whole number up to 999999999999999999, got the text "7"'),
         ('{"tenant": "a", "home": "here", "hosts": ["b.example.com"]}', 't.jsonl:1: tenants.a.hosts[0]: expected a host that names no other tenant (tenancy.resolvers[0].host at gateway.yaml:9 makes it that of b), got "b.example.com"'),
@@ -159,7 +162,10 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "partition": st.sampled_from(Partition) | words,
     "labels": st.dictionaries(words, words | odd, max_size=3),
     "epoch": st.integers(-1, 10),
-    "limits": odd,
+    "limits": st.dictionaries(
+        st.sampled_from(["rate", "burst", "concurrency", "shadow"]), st.sampled_from(["5/s", "1:2", 5, 0, None, 1.5])
+    )
+    | odd,
 }
 fitting: dict[str, st.SearchStrategy[Any]] = {
     "home": st.just("here"),
@@ -170,9 +176,12 @@ fitting: dict[str, st.SearchStrategy[Any]] = {
         st.sampled_from(["a", "b/c"]), st.text(st.sampled_from('aZ:"\\ ,{\n\u00e9\u4e2d'), max_size=5)
     ),
     "epoch": st.integers(0, 10**18),
+    "limits": st.fixed_dictionaries(
+        {"rate": st.sampled_from(["5/s", "0.5/m"])}, optional={"burst": st.integers(0, 3), "concurrency": st.just(7)}
+    ),
 }
 records = st.fixed_dictionaries(
-    {}, optional={name: value if name == "limits" else value | odd for name, value in values.items()}
+    {}, optional={name: value | odd for name, value in values.items()}
 ) | st.fixed_dictionaries({"home": fitting["home"]}, optional={k: v for k, v in fitting.items() if k != "home"})
 
 

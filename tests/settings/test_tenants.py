@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from gateway.core.limits import TenantLimits
 from gateway.core.placement import NO_VERSION, Failover, Misroute, Placement, State, Version
 from gateway.settings.problems import Invalid
 from gateway.settings.schema import Settings
@@ -51,6 +52,7 @@ tenants:
     misroute: internal
     state: suspended
     cluster: app
+    limits: {rate: 90/m, burst: 400, concurrency: 50}
     labels: {plan: gold, seats: 12, trial: no}
     epoch: 7
   bare: {home: there}
@@ -66,6 +68,7 @@ tenants:
         misroute=Misroute.INTERNAL,
         state=State.SUSPENDED,
         cluster="app",
+        limits=TenantLimits(1.5, 400, 50),
         labels={"plan": "gold", "seats": "12", "trial": "no"},
         version=Version(7, 0, ""),
     )
@@ -120,7 +123,9 @@ ONE = [
     ("{home: here, state: deleted}", 'a.state: expected active or suspended (held and deleted are set by the tools only), got "deleted"'),
     ("{home: here, cluster: ap}", 'a.cluster: expected one of clusters (did you mean app?), got "ap"'),
     ("{home: here, cluster: 'region:there'}", 'a.cluster: expected a cluster name of 1 to 63 of a-z 0-9 _ . -, got "region:there"'),
-    ("{home: here, limits: {rate: 200/s}}", "a.limits: expected no such key (limits is not supported yet), got a mapping"),
+    ("{home: here, limits: {rate: fast}}", 'a.limits.rate: expected a rate such as 200/s, got "fast"'),
+    ("{home: here, limits: {}}", "a.limits: expected a rate or a concurrency, got a mapping"),
+    ("{home: here, limits: {concurrency: 0}}", "a.limits.concurrency: expected a whole number from 1 to 1000000, got 0"),
     ("{home: here, labels: [gold]}", "a.labels: expected a mapping, got a list"),
     ("{home: here, labels: {'a b': x}}", 'a.labels."a b": expected a label of 1 to 63 of A-Z a-z 0-9 . _ / -, got the key "a b"'),
     ("{home: here, labels: {a: }}", "a.labels.a: expected a text of at most 256 characters, got nothing"),
