@@ -26,7 +26,7 @@ from gateway.core.replication import BadValue, Offset, stamp_of
 LOG = logging.getLogger("landbridge.replicator")
 
 LOOKS: Final = 5
-LOOKS_APART_S: Final = 2.0
+LOOKS_APART_S: Final = 1.0
 """A bucket that differs in the same at three looks in a row is no matter of what is on its way. At two it may be: a
 record that was here first is replaced here first, and differs as much before as after it came there."""
 
