@@ -29,6 +29,7 @@ from gateway.cli.tenants import settings_of
 from gateway.cli.wanted import LINES_SUFFIXES, Wanted, wanted_of
 from gateway.cli.writing import Result, write
 from gateway.control.replication.region_map import MapUnavailable
+from gateway.core.limits import TenantLimits, written_limits
 from gateway.core.placement import Placement, State
 from gateway.core.planning import KEYS, Change, Kind
 from gateway.core.replication import BadValue, decode_value
@@ -113,7 +114,7 @@ def _output(path: Path | None) -> Iterator[TextIO]:
 def said(placement: Placement) -> dict[str, Any]:
     """What a tenants file says of a tenant, in its order; what is as usual is left out."""
     record: dict[str, Any] = {
-        key: msgspec.to_builtins(value)
+        key: written_limits(value) if isinstance(value, TenantLimits) else msgspec.to_builtins(value)
         for key in KEYS
         if (value := getattr(placement, key)) != getattr(_DEFAULTS, key) and value is not State.HELD
     }

@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.cli.output import Exit, fail, print_json, print_record, print_table
 from gateway.cli.wanted import fail_invalid, wanted_of
+from gateway.core.limits import written_limits
 from gateway.core.placement import NO_VERSION, Placement, State
 from gateway.core.view import View
 from gateway.settings.loader import load, read_sources
@@ -110,6 +111,7 @@ def lookup_of(settings: Settings, file: Path | None) -> Iterator[Lookup]:
 def as_dict(placement: Placement) -> dict[str, Any]:
     """A record as JSON shows it: every property, the version as text (null without one)."""
     record: dict[str, Any] = {name: getattr(placement, name) for name in placement.__struct_fields__}
+    record["limits"] = None if placement.limits is None else written_limits(placement.limits)
     record["version"] = None if placement.version == NO_VERSION else str(placement.version)
     return dict(msgspec.to_builtins(record))
 

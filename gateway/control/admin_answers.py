@@ -314,6 +314,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     cluster: str | None
     labels: dict[str, str]
+    limits: dict[str, Any] | None
     partition: str
     version: str | None
     by: str

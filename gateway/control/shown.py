@@ -17,6 +17,7 @@ from gateway.control.peers import PeerGateway
 from gateway.control.reload import Outcome
 from gateway.control.sources.confirm import Pending
 from gateway.core.explain import Explanation
+from gateway.core.limits import written_limits
 from gateway.core.placement import NO_VERSION, Placement
 from gateway.core.view import Ability, Endpoint
 from gateway.settings.loader import masked
@@ -222,6 +223,7 @@ def tenant(placement: Placement, arrived_ms: int | None = None, newest: Placemen
         state=placement.state.value,
         cluster=placement.cluster,
         labels=dict(placement.labels),
+        limits=None if placement.limits is None else dict(written_limits(placement.limits)),
         partition=placement.partition.value,
         version=None if version == NO_VERSION else str(version),
         by=placement.by,

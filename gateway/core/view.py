@@ -107,7 +107,8 @@ class ClusterTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A named set of endpoints. `can_serve` is control's word for the whole gateway.
+    """A named set of endpoints. `can_serve` is control's word for the whole gateway. `share` below 1: it is coming
+    back, or drained, and takes that share of the clients that have another region to go to (`core.ramp`).
 
     `usable` are the endpoints that may get new requests: up and not draining, of the first priority that has some.
     `connections_max` and `pending_max` are one worker's share of the gateway's limits.
@@ -122,6 +123,7 @@ class Cluster:
     pending_max: int = 1024
     can_serve: bool = True
     region: str | None = None
+    share: float = 1.0
     breaker: BreakerRule | None = None
 
     @property
@@ -259,6 +261,10 @@ class View:
     `agree` are kinds of resolvers that must not contradict each other.
     A region that is in neither has never been probed and counts as able (DESIGN 5.4). `isolated`: no other region was
     heard of for so long that placements' `partition` holds.
+
+    `shares` has the clusters of other regions whose share is below 1; `ramps`: some cluster's is, anywhere.
+    `takes_over` are the regions in failover mode, ours among them; `takes_all`: ours is for every tenant.
+    `max_traffic`: requests a second that this worker's application may get, by an operator's word.
     """
 
     region: str
@@ -283,6 +289,11 @@ class View:
     probed: frozenset[str] = frozenset()
     unreachable: frozenset[str] = frozenset()
     isolated: bool = False
+    shares: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    ramps: bool = False
+    takes_over: frozenset[str] = frozenset()
+    takes_all: bool = False
+    max_traffic: float | None = None
     filter_options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     access_log_path: str | None = None
     access_log_sample: float = 1.0
@@ -300,6 +311,13 @@ class View:
         if region not in self.probed:
             return Ability.ABLE
         return self.abilities.get((region, cluster), Ability.UNABLE)
+
+    def share(self, region: str, cluster: str) -> float:
+        """Which share of the clients that may go elsewhere `cluster` takes, in whatever region."""
+        if region != self.region:
+            return self.shares.get((region, cluster), 1.0)
+        known = self.clusters.get(cluster)
+        return 1.0 if known is None else known.share
 
     def route(self, path: bytes) -> str:
         """The cluster of the longest prefix that `path` (raw, with or without its query) starts with."""

@@ -35,9 +35,14 @@ def _switch(text: str) -> bool:
 
 
 RATE: Final = Scalar("rate", "a rate such as 200/s", units.rate, 1.0, schema=like(units.RATE))
-SHADOW: Final = Scalar("true or false", "true or false", _switch, False, schema={"type": "boolean"})
-BY: Final = Scalar("`address` or `header:NAME`", "address or header:NAME", _by, BY_ADDRESS, schema=like(_HEADER.pattern
-                   .removesuffix(r"\Z") + "|address"))  # fmt: skip
+SHADOW: Final = Scalar("true or false", "true or false", _switch, False, is_number=True, schema={"type": "boolean"})
+BY: Final = Scalar(
+    "`address` or `header:NAME`",
+    "address or header:NAME",
+    _by,
+    BY_ADDRESS,
+    schema=like(rf"{BY_ADDRESS}|{_HEADER.pattern[:-2]}"),
+)
 TENANT: Final = matching("tenant id", "a tenant id: 1 to 63 of a-z 0-9 - _", TENANT_ID)
 
 LIMITS: Final = {

@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.core.breaker import BreakerRule
 from gateway.core.conditions import Conditions, Target
+from gateway.core.switches import FAILOVER_ALL
 from gateway.core.view import (
     REGION_CLUSTER,
     Ability,
@@ -78,11 +79,24 @@ def build_view(settings: Settings, conditions: Conditions, generation: int) -> V
         probed=frozenset(region for region, peer in peers.items() if peer.probed),
         unreachable=frozenset(region for region, peer in peers.items() if peer.probed and not peer.reachable),
         isolated=conditions.isolated,
+        shares={(region, cluster): share for region, peer in peers.items() for cluster, share in peer.shares.items()},
+        ramps=bool(conditions.shares) or any(peer.shares for peer in peers.values()),
+        takes_over=_takes_over(settings, conditions),
+        takes_all=conditions.failover_mode == FAILOVER_ALL,
+        max_traffic=None if conditions.max_traffic is None else conditions.max_traffic / settings.workers,
         filter_options=settings.filter_options,
         access_log_path=settings.access_log.path,
         access_log_sample=settings.access_log.sample,
         tenant_series=settings.tenant_series,
     )
+
+
+def _takes_over(settings: Settings, conditions: Conditions) -> frozenset[str]:
+    """The regions in failover mode."""
+    found = {region for region, peer in conditions.peers.items() if peer.takes_over}
+    if conditions.failover_mode:
+        found.add(settings.region)
+    return frozenset(found)
 
 
 def _share(limit: int, workers: int) -> int:
@@ -132,6 +146,7 @@ def _cluster(
         # what another region can serve is said by its own gateways, through the abilities
         can_serve=name not in conditions.unable and (usable or region is not None),
         region=region,
+        share=conditions.shares.get(name, 1.0),
         breaker=None if written.breaker is None else _breaker(written.breaker, settings.workers),
     )
 

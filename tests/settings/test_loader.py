@@ -599,6 +599,8 @@ def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
     for path, key, _ in every_key(keys.ROOT):
         if not key.default or isinstance(key.kind, Later) or path in elsewhere or ".health." in path or "[]." in path:
             continue
+        if path.startswith("throttle."):  # without the key there is no rule to have defaults
+            continue
         if path in ("regions.<region>.gateways", "clusters.<cluster>.balance", "trusted_proxies", "hop_keys"):
             continue
         node, _ = parse_value(Source("default", str(tmp_path)), key.default)
