@@ -10,6 +10,7 @@ from gateway.core.exchange import Exchange
 from gateway.core.filtering import Answer
 from gateway.core.hop import Hop, decide_hop, sign_verdict
 from gateway.core.placement import Placement
+from gateway.core.ramp import place
 from gateway.core.routing import ENDPOINTS, Decision, Kind, decide
 from gateway.core.view import View
 
@@ -59,17 +60,20 @@ class RegionFilter:
     def _decide(self, exchange: Exchange, placement: Placement | None) -> Decision:
         """By the rules; remembered where they look at nothing of the request: served here, by a cluster of its own.
 
-        A region that is cut off remembers nothing: `partition: read_only` looks at the method.
+        A region that is cut off remembers nothing: `partition: read_only` looks at the method. Nor while a cluster is
+        coming back, which looks at the client.
         """
         view, resolved = exchange.view, exchange.resolved
         assert resolved is not None
         complete = exchange.services.map_complete()
-        decision = decide(exchange.request, resolved, placement, view, complete, None, exchange.scheme)
+        at = place(exchange.tenant, exchange.client) if view.ramps else 0.0
+        decision = decide(exchange.request, resolved, placement, view, complete, None, exchange.scheme, at)
         if (
             placement is not None
             and decision.kind is Kind.LOCAL
             and placement.home == view.region
             and not view.isolated
+            and not view.ramps
             and (placement.cluster is not None or len(view.routes) == 1)
         ):
             if len(self._known) >= TENANTS_MAX:

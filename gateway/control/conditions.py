@@ -7,6 +7,7 @@ last one: at once upon a report, and on a tick for what changes by time alone (a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -14,6 +15,7 @@ from gateway.control.health import Health
 from gateway.control.isolation import Isolation
 from gateway.control.peers import Peers
 from gateway.core.conditions import Conditions, Target
+from gateway.core.ramp import share
 from gateway.core.view import REGION_CLUSTER, Ability, View
 from gateway.settings.schema import Settings
 
@@ -33,6 +35,7 @@ class Judge:
         self.isolation = isolation or Isolation()
         self.addresses: dict[str, tuple[str, ...]] = {}
         self.discovered: dict[str, tuple[Target, ...]] = {}
+        self.switched = Switched()
 
     def cover(
         self, settings: Settings, view: View, addresses: Addresses, discovered: Discovered = MappingProxyType({})
@@ -83,7 +86,40 @@ class Judge:
             unable=tuple(sorted(unable)),
             peers=self.peers.judge(now),
             isolated=self.isolation.judge(now),
+            shares=self._shares(now),
+            failover_mode=self.switched.failover_mode,
+            max_traffic=self.switched.max_traffic,
         )
+
+    def _shares(self, now: float) -> dict[str, float]:
+        """Own clusters that do not take everybody: coming back, or drained with the whole region."""
+        found = self.health.shares(now)
+        of_region = self.switched.share(now)
+        if of_region < 1.0:
+            names = (name for name, cluster in self.health.clusters.items() if cluster.can_serve)
+            found = {name: min(of_region, found.get(name, 1.0)) for name in names}
+        return found
+
+
+@dataclass(slots=True)
+class Switched:
+    """What operators switched for this region. `undrained_at`: when the last drain ended (monotonic seconds)."""
+
+    failover_mode: str = ""
+    max_traffic: float | None = None
+    drained: bool = False
+    undrained_at: float | None = None
+
+    def drain(self, drained: bool, now: float) -> None:
+        """Drain, or end a drain: then requests come back as to a cluster that was down."""
+        if self.drained and not drained:
+            self.undrained_at = now
+        self.drained = drained
+
+    def share(self, now: float) -> float:
+        if self.drained:
+            return 0.0
+        return 1.0 if self.undrained_at is None else share(now - self.undrained_at)
 
 
 class Turn(NamedTuple):
@@ -97,6 +133,12 @@ def describe(old: Conditions, new: Conditions) -> list[Turn]:
     """What turned between two conclusions; nothing about addresses."""
     turns = [Turn(f"cluster {name} cannot serve", False) for name in sorted(set(new.unable) - set(old.unable))]
     turns += [Turn(f"cluster {name} can serve again", True) for name in sorted(set(old.unable) - set(new.unable))]
+    for name in sorted({**old.shares, **new.shares}):
+        share_before, share_after = old.shares.get(name, 1.0), new.shares.get(name, 1.0)
+        if share_after == 1.0 and name not in new.unable:
+            turns.append(Turn(f"cluster {name} serves everybody again", True))
+        elif share_before == 1.0:
+            turns.append(Turn(f"cluster {name} takes {share_after:.0%} of who can go elsewhere", True))
     if new.isolated and not old.isolated:
         turns.append(Turn("no other region was heard of for longer than tenant_map.partition_after", False))
     elif old.isolated and not new.isolated:

@@ -3,19 +3,29 @@
 An endpoint is usable until a check failed `unhealthy` times or three connects in a row failed. With `health` it comes
 back after `healthy` checks, without after one TCP connect. The first check after a start decides at once: nothing
 better is known, and a restarted control must not take a dead application for a live one. A cluster cannot serve as
-soon as no endpoint is usable, and can again when one has been usable for `REST_S`, so that it does not flap.
+soon as no endpoint is usable, and can again when one has been usable for `REST_S`, so that it does not flap. Then its
+requests come back by a ramp (`core.ramp`); at each relapse within `RELAPSE_S` the ramp begins later, twice as late
+each time. That holds back only who is served elsewhere meanwhile: who has nowhere else to go is served at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from gateway.core.ramp import share
 from gateway.settings.schema import HealthSettings
 
 REST_S: Final = 2.0
 """How long an endpoint must have been usable before its cluster serves again (DESIGN 5.1)."""
+
+RELAPSE_S: Final = 60.0
+"""A cluster that fails again so soon after it came back has relapsed."""
+
+HOLD_S: Final = 4.0
+HOLD_MAX_S: Final = 64.0
+"""After the first relapse the ramp begins this much later, after the next twice as much, and so on."""
 
 CONNECT_FAILURES_MAX: Final = 3
 """Connects in a row that a worker may fail before the endpoint is down for the whole gateway."""
@@ -69,23 +79,37 @@ class EndpointHealth:
 
 @dataclass(slots=True)
 class ClusterHealth:
-    """One cluster's endpoints by key, and whether it can serve."""
+    """One cluster's endpoints by key, and whether it can serve. `back_at`: since when it can, after it could not."""
 
     rule: Thresholds
     endpoints: dict[str, EndpointHealth] = field(default_factory=dict)
     can_serve: bool = True
     usable_since: float | None = None
+    back_at: float | None = None
+    relapses: int = 0
 
-    def settle(self, now: float) -> bool:
-        """Conclude from the endpoints; whether `can_serve` turned. Call it after each change and as time passes."""
+    def settle(self, now: float, broken: bool = False) -> bool:
+        """Conclude from the endpoints; whether `can_serve` turned. Call it after each change and as time passes.
+
+        `broken`: every worker has found for itself that the cluster does not serve, whatever its endpoints look like.
+        """
         before = self.can_serve
-        if not any(e.up for e in self.endpoints.values()):
-            self.can_serve, self.usable_since = False, None
+        if broken or not any(e.up for e in self.endpoints.values()):
+            if before and self.back_at is not None:
+                self.relapses = self.relapses + 1 if now - self.back_at < RELAPSE_S else 0
+            self.can_serve, self.usable_since, self.back_at = False, None, None
         elif not self.can_serve:
             self.usable_since = now if self.usable_since is None else self.usable_since
             if now - self.usable_since >= REST_S:
-                self.can_serve, self.usable_since = True, None
+                self.can_serve, self.usable_since, self.back_at = True, None, now
         return before != self.can_serve
+
+    def share(self, now: float) -> float:
+        """Which share of those that may be served elsewhere is to come here."""
+        if self.back_at is None:
+            return 1.0
+        hold_s = min(HOLD_MAX_S, HOLD_S * 2.0 ** (self.relapses - 1)) if self.relapses else 0.0
+        return share(now - self.back_at - hold_s)
 
     def down(self) -> tuple[str, ...]:
         return tuple(key for key, e in self.endpoints.items() if not e.up)
@@ -124,6 +148,11 @@ class Health:
         found = self.find(cluster, endpoint)
         return False if found is None else found.connects_failed(count)
 
-    def settle(self, now: float) -> list[str]:
-        """Names of the clusters that turned."""
-        return [name for name, cluster in self.clusters.items() if cluster.settle(now)]
+    def settle(self, now: float, broken: Set[str] = frozenset()) -> list[str]:
+        """Names of the clusters that turned. `broken`: see `ClusterHealth.settle`."""
+        return [name for name, cluster in self.clusters.items() if cluster.settle(now, name in broken)]
+
+    def shares(self, now: float) -> dict[str, float]:
+        """Of the clusters that can serve, but not everybody yet."""
+        found = {name: cluster.share(now) for name, cluster in self.clusters.items() if cluster.can_serve}
+        return {name: part for name, part in found.items() if part < 1.0}

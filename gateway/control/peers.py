@@ -75,7 +75,14 @@ def judge_region(gateways: Iterable[PeerGateway], now: float) -> PeerCondition:
         name: Ability.ABLE if any(word.get(name) == Ability.ABLE for word in words) else Ability.UNABLE
         for name in names
     }
-    return PeerCondition(probed=True, reachable=True, clusters=clusters)
+    said = [g.answer for g in known if g.answer is not None and g.speaks(now)]
+    shares: dict[str, float] = {}
+    for answer in said:  # the least that any says: one whose control has just started knows of no return
+        for name, share in answer.shares.items():
+            if clusters.get(name) is Ability.ABLE and answer.clusters.get(name) == Ability.ABLE:
+                shares[name] = min(share, shares.get(name, 1.0))
+    takes_over = any(answer.failover_mode for answer in said)
+    return PeerCondition(probed=True, reachable=True, clusters=clusters, shares=shares, takes_over=takes_over)
 
 
 @dataclass(slots=True)

@@ -8,11 +8,17 @@ from gateway.core.view import Ability
 
 
 class PeerCondition(msgspec.Struct, frozen=True):
-    """What is known of one other region. `probed` false: nothing yet, counts as able."""
+    """What is known of one other region. `probed` false: nothing yet, counts as able.
+
+    `shares`: clusters that are able, but not for all requests that have another region to go to (`core.ramp`).
+    `takes_over`: its operators put it into failover mode.
+    """
 
     probed: bool
     reachable: bool
     clusters: dict[str, Ability]
+    shares: dict[str, float] = {}
+    takes_over: bool = False
 
 
 class Target(msgspec.Struct, frozen=True, array_like=True):
@@ -34,7 +40,9 @@ class Conditions(msgspec.Struct, tag=True, frozen=True):
     `addresses`: bare host name to the addresses it resolved to (last good answer).
     `discovered`: endpoint as written (`dns://app.internal:9000`) to what it stands for; absent: nothing known yet.
     `down` and `draining`: cluster name to endpoint keys (`address:port`). `unable`: clusters that cannot serve.
-    `isolated`: no other region was heard of for longer than `tenant_map.partition_after`.
+    `isolated`: no other region was heard of for longer than `tenant_map.partition_after`. `shares`: own clusters that
+    are coming back, or drained (`core.ramp`). `failover_mode` ("" is off) and `max_traffic` (requests a second of this
+    gateway, None: no limit) are what operators switched for the region (`core.switches`).
     """
 
     generation: int = 0
@@ -45,3 +53,6 @@ class Conditions(msgspec.Struct, tag=True, frozen=True):
     unable: tuple[str, ...] = ()
     peers: dict[str, PeerCondition] = {}
     isolated: bool = False
+    shares: dict[str, float] = {}
+    failover_mode: str = ""
+    max_traffic: float | None = None

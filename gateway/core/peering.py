@@ -29,7 +29,10 @@ class PeerMap(msgspec.Struct, frozen=True):
 
 
 class PeerAnswer(msgspec.Struct, frozen=True):
-    """JSON. Unknown keys are ignored and only these are needed: program versions differ during a rollout."""
+    """JSON. Unknown keys are ignored and only these are needed: program versions differ during a rollout.
+
+    `shares`: able clusters that do not take everybody (`core.ramp`); who does not know the key sends them all.
+    """
 
     region: str
     wall_ms: int
@@ -39,6 +42,8 @@ class PeerAnswer(msgspec.Struct, frozen=True):
     program: str = ""
     config: str = ""
     map: PeerMap = PeerMap(False, 0, "")
+    shares: dict[str, float] = {}
+    failover_mode: str = ""
 
 
 def encode_answer(answer: PeerAnswer) -> bytes:

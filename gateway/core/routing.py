@@ -81,8 +81,10 @@ def decide(
     complete: bool,
     trace: Trace | None = None,
     scheme: str | None = None,
+    place: float = 0.0,
 ) -> Decision:
-    """What happens to a client's request. `complete`: the tenant map's completeness mark stands.
+    """What happens to a client's request. `complete`: the tenant map's completeness mark stands. `place` is the
+    client's among those that come back to a cluster (`core.ramp`).
 
     `scheme` is the client's (`http`, `https`) where a trusted proxy said so. None: not known, and then a Location
     that is our own URL but for the scheme is no redirect either, since it would come back here for ever.
@@ -96,7 +98,7 @@ def decide(
     ):
         name = placement.cluster or view.route(request.target)
         cluster = view.clusters.get(name)
-        if cluster is not None and cluster.can_serve:
+        if cluster is not None and cluster.can_serve and place < cluster.share:
             return _local(view.region, name, "home")
     steps = UNTRACED if trace is None else trace
     if placement is None:
@@ -119,8 +121,8 @@ def decide(
     if refused is not None:
         return refused
     if placement.home == view.region:
-        return _home_here(request, placement, view, steps)
-    return _home_elsewhere(request, resolved, placement, view, steps, scheme)
+        return _home_here(request, placement, view, steps, place)
+    return _home_elsewhere(request, resolved, placement, view, steps, scheme, place)
 
 
 def unknown_placement(tenant: str, region: str) -> Placement:
@@ -183,27 +185,49 @@ def can_serve(view: View, cluster: str) -> bool:
     return known is not None and known.can_serve
 
 
-def _home_here(request: RequestFacts, placement: Placement, view: View, steps: Trace) -> Decision:
-    """Rule 3."""
+def _home_here(request: RequestFacts, placement: Placement, view: View, steps: Trace, place: float) -> Decision:
+    """Rule 3. Who is not to come back yet goes to a standby that takes it; without one our cluster serves it."""
     cluster = cluster_of(placement, request, view)
     if can_serve(view, cluster):
-        steps.add("rule 3: home is here, cluster {}", "serves", cluster)
-        return _local(view.region, cluster, "home")
+        share = view.share(view.region, cluster)
+        if place < share:
+            steps.add("rule 3: home is here, cluster {}", "serves", cluster)
+            return _local(view.region, cluster, "home")
+        steps.add("rule 3: home is here, cluster {}", f"takes {share:.0%} of who can go elsewhere", cluster)
+        return _standby(request, placement, view, cluster, steps, place) or _local(view.region, cluster, "home")
     steps.add("rule 3: home is here, cluster {}", "cannot serve", cluster)
-    return _failover(request, placement, view, cluster, steps) or _reject("cluster_unavailable", "home", view.region)
+    return _failover(request, placement, view, cluster, steps, place) or _reject(
+        "cluster_unavailable", "home", view.region
+    )
 
 
 def _home_elsewhere(
-    request: RequestFacts, resolved: Resolved, placement: Placement, view: View, steps: Trace, scheme: str | None
+    request: RequestFacts,
+    resolved: Resolved,
+    placement: Placement,
+    view: View,
+    steps: Trace,
+    scheme: str | None,
+    place: float,
 ) -> Decision:
-    """Rules 4 and 5."""
+    """Rules 4 and 5; before them, what operators switched: in failover mode who stands by here is served here."""
     home = placement.home
     cluster = cluster_of(placement, request, view)
+    if view.region in view.takes_over and (view.takes_all or view.region in placement.standby):
+        if can_serve(view, cluster):
+            steps.add("failover mode: {}", "serves, here", view.region)
+            return _local(view.region, cluster, "failover_mode")
+        steps.add("failover mode: {}", "cannot serve", view.region)
     ability = view.ability(home, cluster) if home in view.regions else Ability.UNREACHABLE
     steps.add("rule 4: home is {}, its cluster {}", ability, home, cluster)
     if ability is not Ability.ABLE:
         flag = "cluster_unavailable" if ability is Ability.UNABLE else "region_unreachable"
-        return _failover(request, placement, view, cluster, steps) or _reject(flag, "home", home)
+        return _failover(request, placement, view, cluster, steps, place) or _reject(flag, "home", home)
+    share = view.share(home, cluster)
+    if place >= share:
+        steps.add("rule 4: {} takes {:.0%} of who can go elsewhere", "not this one", home, share)
+        if (decision := _standby(request, placement, view, cluster, steps, place)) is not None:
+            return decision
     misroute = view.misroute if placement.misroute is None else placement.misroute
     if misroute is Misroute.INTERNAL:
         steps.add("rule 5: misroute internal", "carried there")
@@ -218,12 +242,37 @@ def _home_elsewhere(
     return Decision(Kind.EXTERNAL_REDIRECT, "misroute", home, location=location)
 
 
-def _failover(request: RequestFacts, placement: Placement, view: View, cluster: str, steps: Trace) -> Decision | None:
-    """The first candidate, if the request is covered: us where we can serve, else a region known to be able."""
-    if not covers(placement.failover, request):
+def _failover(
+    request: RequestFacts, placement: Placement, view: View, cluster: str, steps: Trace, place: float
+) -> Decision | None:
+    """The first candidate, if there is one: one that takes this client if any does, else one that is able all the same:
+    a region that is coming back, or drained, serves whom nobody else can."""
+    found = _standby(request, placement, view, cluster, steps, place)
+    if found is None and view.ramps:
+        found = _standby(request, placement, view, cluster, steps, 0.0, is_last=True)
+    return found
+
+
+def _standby(
+    request: RequestFacts,
+    placement: Placement,
+    view: View,
+    cluster: str,
+    steps: Trace,
+    place: float,
+    is_last: bool = False,
+) -> Decision | None:
+    """The first standby that takes this client (`is_last`: whatever its share): us, or a region known to be able. Only
+    where the request is covered, or that region's operators put it into failover mode."""
+    covered = covers(placement.failover, request)
+    if not covered:
         steps.add("failover {}", "does not cover this request", placement.failover)
-        return None
     for region in placement.standby:
+        if not covered and region not in view.takes_over:
+            continue
+        if not is_last and place >= view.share(region, cluster):
+            steps.add("standby {}", "does not take this one", region)
+            continue
         if region == view.region:
             if can_serve(view, cluster):
                 steps.add("standby {}", "serves, here", region)
