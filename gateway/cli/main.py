@@ -108,6 +108,8 @@ def explain(
     from gateway.cli.explain import ask_gateway, summary
     from gateway.cli.explain import explain as decide
     from gateway.cli.tenants import lookup_of, settings_of
+    from gateway.identity.kept import read_kept
+    from gateway.identity.verifier import verifier_for
 
     if admin is not None:
         if entry is not None or file is not None:
@@ -117,7 +119,8 @@ def explain(
     elif token_file is not None or insecure:
         fail("--token-file and --insecure are for --admin", Exit.BAD_INPUT)
     else:
-        with lookup_of(settings_of(config, entry), file) as found:
+        settings = settings_of(config, entry)
+        with lookup_of(settings, file) as found:
             answer = decide(
                 *(found.view, found.host_owner, found.placement, True),
                 host=host,
@@ -125,6 +128,7 @@ def explain(
                 path=path,
                 headers=header or [],
                 arrived=found.arrived,
+                tokens=verifier_for(found.view, read_kept(Path(settings.state_dir)).values()),
             )
         source = found.source
     if as_json:

@@ -28,6 +28,7 @@ from gateway.control.facts import Facts
 from gateway.control.metrics import gauges, scrape
 from gateway.core.errors import FLAGS, GatewayError
 from gateway.core.explain import explain
+from gateway.identity.verifier import verifier_for
 from gateway.settings.schema import Role
 from gateway.store.record import StoreError
 from gateway.telemetry.metrics import CONTENT_TYPE
@@ -373,6 +374,7 @@ async def explanation(request: web.Request) -> web.Response:
         path=query.get("path", "/"),
         headers=headers,
         arrived=facts.writer.arrived,
+        tokens=verifier_for(facts.view, facts.keys.known()),
     )
     return answer(shown.explanation(answered))
 

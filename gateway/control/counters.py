@@ -11,6 +11,7 @@ from gateway.core.discovery import Result
 
 RELOADS: Final = "landbridge_config_reloads_total"
 REJECTED: Final = "landbridge_map_rejected_total"
+KEYS: Final = "landbridge_token_keys_fetches_total"
 LOOKUPS: Final = "landbridge_dns_lookups_total"
 
 
@@ -34,6 +35,10 @@ class Counters:
     def lookup(self, result: Result) -> None:
         """A name was asked for."""
         self._count(LOOKUPS, (("result", result.value),))
+
+    def keys(self, result: str) -> None:
+        """A source of tokens' keys was asked."""
+        self._count(KEYS, (("result", result),))
 
     def _count(self, name: str, labels: Labels) -> None:
         self._stats.values[self._stats.series(name, labels)] += 1

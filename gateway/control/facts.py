@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.control.conditions import Judge
 from gateway.control.discovery.names import Names
+from gateway.control.keys.keeper import KeyKeeper
 from gateway.control.map_file import MapFile
 from gateway.control.reload import Configuration
 from gateway.control.sources.source import Source
@@ -77,6 +78,7 @@ class Facts:
     map_file: MapFile
     judge: Judge
     names: Names
+    keys: KeyKeeper
     generation: int = 0
     draining: bool = False
     applied: dict[int, int] = field(default_factory=dict)

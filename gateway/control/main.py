@@ -36,6 +36,7 @@ from gateway.bus.messages import (
     FilterRemoved,
     FromWorker,
     Hello,
+    KeyWanted,
     MapApplied,
     MapChanged,
     MapUnreadable,
@@ -49,6 +50,7 @@ from gateway.control.discovery.names import Names
 from gateway.control.facts import Facts, Processes
 from gateway.control.health_checks import HealthChecks
 from gateway.control.isolation import Isolation, keep, was_isolated
+from gateway.control.keys.keeper import KeyKeeper
 from gateway.control.log_lines import log_to_stderr
 from gateway.control.map_file import MapFile, open_map
 from gateway.control.peer_probes import PeerProbes
@@ -100,6 +102,7 @@ class Control:
         self.judge = Judge(Isolation(self.kept_isolated))
         rng = random.Random()
         self.names = Names(state_dir, self.tasks, rng, self.addresses_changed, self.counters.lookup)
+        self.keys = KeyKeeper(state_dir, self.tasks, lambda known: self.bus.broadcast(known), rng, self.counters.keys)
         self.checks = HealthChecks(self.judge.health, self.tasks, self.rejudge, rng)
         self.probes = PeerProbes(self.judge.peers, self.tasks, self.rejudge, rng, wall_ms)
         configuration = Configuration(
@@ -136,6 +139,7 @@ class Control:
             map_file=MapFile(writer, state_dir, self.map_replaced),
             judge=self.judge,
             names=self.names,
+            keys=self.keys,
         )
         self.config_watch = Watch(configuration.files, lambda: configuration.reload(FILE_CHANGED))
         self.confirmed_watch = Watch(lambda: [state_dir / CONFIRMED_FILE], self.confirmed)
@@ -152,6 +156,7 @@ class Control:
             Applied: self.view_applied,
             ConnectFailures: self.connects_failed,
             FilterRemoved: self.filter_removed,
+            KeyWanted: self.keys.wanted,
             MapApplied: self.map_applied,
             MapUnreadable: self.map_unreadable,
         }
@@ -193,6 +198,7 @@ class Control:
             await asyncio.to_thread(facts.map_file.write_snapshot)
         await self.probes.close()
         self.names.close()
+        await self.keys.close()
         await self.bus.close()
         return 0
 
@@ -346,6 +352,7 @@ class Control:
             ]
         )
         self.probes.cover(view)
+        self.keys.cover(settings)
 
     def addresses_changed(self) -> None:
         self.cover()
@@ -425,6 +432,7 @@ class Control:
         settings = self.candidate if self.candidate is not None and is_newcomer else facts.settings
         peer.send(Configured(facts.generation, settings))
         peer.send(facts.conditions)
+        self.keys.greet(peer)
         peer.send(MapChanged(0, facts.writer.transaction(), generation=facts.writer.generation))
 
     def view_applied(self, peer: BusPeer, message: Applied) -> None:

@@ -38,6 +38,7 @@ def gauges(facts: Facts) -> Gauges:
     }
     _clusters(facts, found)
     _names(facts, found)
+    _keys(facts, found)
     _peers(facts, found)
     _map(facts, found)
     return found
@@ -57,6 +58,14 @@ def _names(facts: Facts, found: Gauges) -> None:
         found["landbridge_dns_failing", labels] = name.result is not None
         if name.age_s is not None:
             found["landbridge_dns_age_seconds", labels] = name.age_s
+
+
+def _keys(facts: Facts, found: Gauges) -> None:
+    for source in facts.keys.shown():
+        labels = (("source", source.place),)
+        found["landbridge_token_keys_failing", labels] = bool(source.failing)
+        if source.age_s is not None:
+            found["landbridge_token_keys_age_seconds", labels] = source.age_s
 
 
 def _peers(facts: Facts, found: Gauges) -> None:

@@ -20,7 +20,8 @@ from gateway.core.http1.head import Request, parse_request
 from gateway.core.placement import NO_VERSION, Placement
 from gateway.core.routing import Decision, Kind, decide, unknown_placement
 from gateway.core.tenancy import HostOwner, Resolved, Step, Trace, resolve
-from gateway.core.view import HeaderResolver, View
+from gateway.core.tokens import Tokens
+from gateway.core.view import HeaderResolver, JwtResolver, View
 
 REDIRECT_STATUS = 307
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -72,11 +73,13 @@ def explain(
     headers: Sequence[str] = (),
     scheme: str | None = None,
     arrived: Callable[[str], int | None] | None = None,
+    tokens: Tokens | None = None,
 ) -> Explanation:
     """Decide a client's request to the gateway whose View this is. A refusal is an Explanation too, never an error.
 
     `headers` are lines, `Name: value`. `path` is the request target, with its query. `arrived` tells the Unix ms at
-    which a tenant's record came here.
+    which a tenant's record came here. `tokens` verifies; of a token it is told why it is refused, and nothing of it.
+    What only a trusted proxy may say is taken to come from one.
     """
     trace = Trace()
     resolved: Resolved | None = None
@@ -88,7 +91,7 @@ def explain(
         if loops(request.values(b"via"), view.token):
             trace.add("loop", f"Via holds {view.token}")
             raise GatewayError("loop")
-        resolved = resolve(request, view, host_owner, trace, complete)
+        resolved = resolve(request, view, host_owner, trace, complete, tokens=tokens)
         placement = placement_of(resolved.tenant)
         decision = decide(request, resolved, placement, view, complete, trace, scheme)
         flag, detail = decision.flag, decision.detail
@@ -147,5 +150,6 @@ def build_request(view: View, host: str, method: str, path: str, headers: Sequen
     if any("\r" in line or "\n" in line for line in lines):
         raise GatewayError("request_malformed", "a line holds CR or LF")
     names = [resolver.name for resolver in view.resolvers if isinstance(resolver, HeaderResolver)]
+    secrets = [resolver.header for resolver in view.resolvers if isinstance(resolver, JwtResolver)]
     head = "\r\n".join(lines).encode("utf-8", "surrogateescape")
-    return parse_request(head, FieldTable(names), view.limits)
+    return parse_request(head, FieldTable(names, secret_names=secrets), view.limits)

@@ -180,7 +180,7 @@ def _next(
 ) -> Resolved | None:
     """What the resolvers say that `resolve_host` has not asked: the first that answers."""
     for resolver in resolvers[_leading_hosts(resolvers) :]:
-        found = _ask(resolver, request, tokens)
+        found = _ask(resolver, request, tokens, trace)
         if trace is not None:
             trace.add(describe(resolver), found.tenant if found else "no answer")
         if found is not None:
@@ -188,9 +188,14 @@ def _next(
     return None
 
 
-def _ask(resolver: Resolver, request: RequestFacts, tokens: Tokens | None) -> Resolved | None:
+def _ask(resolver: Resolver, request: RequestFacts, tokens: Tokens | None, trace: Trace | None) -> Resolved | None:
     if type(resolver) is JwtResolver or type(resolver) is AlbResolver:
-        return _from_token(resolver, request, tokens)
+        try:
+            return _from_token(resolver, request, tokens)
+        except GatewayError as error:
+            if trace is not None:
+                trace.add(describe(resolver), f"refused: {error.detail}")
+            raise
     found: Resolved | None = RESOLVE[type(resolver)](resolver, request)
     return found
 
@@ -208,7 +213,7 @@ def _agree(
     for resolver in view.resolvers:
         kind = KINDS[type(resolver)]
         if kind in view.agree and kind not in answers:
-            said = _ask(resolver, request, tokens)
+            said = _ask(resolver, request, tokens, trace)
             if said is not None:
                 answers[describe(resolver)] = said.tenant
     if "host" not in view.agree:

@@ -7,6 +7,7 @@ can say now, and control should ask. A source is asked seldom, however many keys
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -26,6 +27,8 @@ ASK_AGAIN_S: Final = 1.0
 ASKED_MAX: Final = 32
 ABSENT_S: Final = 60.0
 CURVE: Final = "secp256r1"
+SINGLE_KID: Final = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
+"""It becomes a part of a URL."""
 KID: Final = "{kid}"
 """In a source's URL: it tells its keys one by one."""
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -32,8 +32,8 @@ from gateway.core.tokens import (
     take_apart,
     tenant_of,
 )
-from gateway.core.view import AlbResolver, JwtResolver, Resolver, TokenResolver
-from gateway.identity.rings import Key, Ring
+from gateway.core.view import AlbResolver, JwtResolver, Resolver, TokenResolver, View
+from gateway.identity.rings import SINGLE_KID, Key, Ring
 
 VALID_MAX: Final = 20_000
 """Tokens remembered per resolver and process, some 200 bytes each; what falls out costs one verification more."""
@@ -43,8 +43,6 @@ SHARE: Final = 0.5
 DEPTH_S: Final = 0.5
 """What may be taken at once: after a failover all clients come with tokens that this process has not seen."""
 ALB_ALGORITHMS: Final = ("ES256",)
-_ALB_KID: Final = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
-"""It becomes a part of a URL."""
 
 
 class _Memory:
@@ -191,6 +189,15 @@ class Verifier:
             memory.clear()
 
 
+def verifier_for(view: View, known: Iterable[TokenKeys]) -> Verifier:
+    """One to explain by: with the keys of a View's files and those that are known, at this moment."""
+    verifier = Verifier(lambda: time.time_ns() // 1_000_000, time.monotonic, time.thread_time)
+    verifier.use(view.resolvers)
+    for keys in known:
+        verifier.learn(keys)
+    return verifier
+
+
 class _NoSuchKey(GatewayError):
     """Not remembered: the key may come."""
 
@@ -210,7 +217,7 @@ def _check_alb(parts: Parts, claims: dict[str, object], resolver: AlbResolver, n
     """
     if parts.header.get("signer") != resolver.arn:
         refuse("the token was signed for another load balancer")
-    if not _ALB_KID.match(kid_of(parts.header)):
+    if not SINGLE_KID.match(kid_of(parts.header)):
         refuse("the token names its key by something that is no kid")
     said = [part for part in (parts.header, claims) if "exp" in part] or [claims]
     return min(check_times(part, now_s, resolver.leeway_s) for part in said)

@@ -68,8 +68,40 @@ _ROWS: Final = (
     Metric(
         "landbridge_retries_total",
         Kind.COUNTER,
-        "Requests that were sent again on another connection, by cluster and outcome",
+        "Tries after a failed one (outcome retried), and requests that such a try got an answer for (recovered)",
         ("cluster", "outcome"),
+    ),
+    Metric(
+        "landbridge_not_retried_total",
+        Kind.COUNTER,
+        "Failed tries that no other followed, by cluster and reason (layer, method, body, attempts, deadline, budget, "
+        "started, status, breaker, malformed)",
+        ("cluster", "reason"),
+    ),
+    Metric(
+        "landbridge_breaker_state",
+        Kind.GAUGE,
+        "Of a cluster's breaker, the worst of all workers: 0 closed, 1 open, 2 half open, 3 ramping, 4 forced open, "
+        "5 forced closed",
+        ("cluster", "endpoint"),
+    ),
+    Metric(
+        "landbridge_breaker_tenants",
+        Kind.GAUGE,
+        "Tenants with a breaker of their own that is not closed in some worker, by cluster",
+        ("cluster",),
+    ),
+    Metric(
+        "landbridge_breaker_turns_total",
+        Kind.COUNTER,
+        "Changes of breakers in workers, by cluster, scope (cluster, tenant) and the state that they came to",
+        ("cluster", "scope", "state"),
+    ),
+    Metric(
+        "landbridge_breaker_refused_total",
+        Kind.COUNTER,
+        "Tries that a breaker refused, by cluster and scope (cluster, tenant)",
+        ("cluster", "scope"),
     ),
     Metric(
         "landbridge_endpoint_up",
@@ -110,6 +142,24 @@ _ROWS: Final = (
         "Tokens that named a tenant, by outcome: cached (verified before), valid, refused (401), unavailable (503: no "
         "key to judge by), shed (503: too many at once that were not seen before)",
         ("outcome",),
+    ),
+    Metric(
+        "landbridge_token_keys_fetches_total",
+        Kind.COUNTER,
+        "Questions to where tokens' keys are, by result: applied, failed, absent (there is no such key)",
+        ("result",),
+    ),
+    Metric(
+        "landbridge_token_keys_failing",
+        Kind.GAUGE,
+        "1 while a source of tokens' keys cannot be asked: its last good answer stands",
+        ("source",),
+    ),
+    Metric(
+        "landbridge_token_keys_age_seconds",
+        Kind.GAUGE,
+        "Time since a source of tokens' keys gave a good answer; no series before it did once",
+        ("source",),
     ),
     Metric(
         "landbridge_hop_rejected_total",
