@@ -80,11 +80,13 @@ class Services(Protocol):
 class Exchange:
     """One request's typed context. Times: `started` is monotonic seconds, `wall_ms` gives Unix milliseconds.
 
-    `listener` is `http` or `hop`; `forwarded` collects the fields that filters add for the application, as whole
-    lines without CRLF (one item may hold several); `destination` are those that depend on where it goes, written anew
-    when that changes. `placement` is the record decided by (`recorded` false: from no map); `waited_s` is what peers
-    have used up of the time to answer. `endpoint` names the endpoint filter that answers; `flag` is set when the
-    gateway itself did, `retry_after_s` where it knows better than the flag when to come back. What is not known yet is a class attribute: making one costs nine stores, not thirty.
+    `listener` is `http` or `hop`; `forwarded` collects the fields that filters add for the application, as whole lines
+    without CRLF (one item may hold several); `destination` are those that depend on where it goes, written anew when
+    that changes. `placement` is the record decided by (`recorded` false: from no map); `waited_s` is what tries have
+    used up of the time to answer, `timeout_s` how long the client says that it waits (0: it does not say). `endpoint`
+    names the endpoint filter that answers; `flag` is set when the gateway itself did, `retry_after_s` where it knows
+    better than the flag when to come back. What is not known yet is a class attribute: making one costs nine stores,
+    not thirty.
     """
 
     client = ""
@@ -105,6 +107,7 @@ class Exchange:
     destination = b""
     hop_signature = ""
     waited_s = 0.0
+    timeout_s = 0.0
     verdict = b""
     response: Response | None = None
     status = 0

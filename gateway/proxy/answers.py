@@ -21,6 +21,8 @@ Fields = tuple[tuple[bytes, bytes], ...]
 _TYPE: Final = "urn:landbridge:error:"
 _TOKEN: Final = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*\Z")
 """sf-token, RFC 9651, 3.3.4: a region that begins with a digit has to be quoted."""
+_NOT_DESCRIBABLE: Final = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")
+"""RFC 6750, 3: error_description holds no quote, backslash or control character (a claim's name may)."""
 _REFUSED: Final = frozenset(("hop_rejected", "loop"))
 
 _PAGE: Final = """<!doctype html>
@@ -80,14 +82,19 @@ def problem(exchange: Exchange, flag: Flag, detail: str) -> tuple[Fields, bytes]
         (b"Proxy-Status", proxy_status(view.token, flag)),
     ]
     if flag.retry_after_s is not None:
-        fields.append((b"Retry-After", b"%d" % flag.retry_after_s))
+        fields.append((b"Retry-After", b"%d" % (exchange.retry_after_s or flag.retry_after_s)))
     if flag.status == 401:
-        fields.append((b"WWW-Authenticate", b"Bearer"))
+        fields.append((b"WWW-Authenticate", _challenge(detail or flag.title)))
     if exchange.listener == "hop" and flag.name in _REFUSED:
         fields.append((b"Gateway-Refused", flag.name.encode()))
     if exchange.verdict:
         fields.append((b"Gateway-Verdict", exchange.verdict))
     return tuple(fields), body
+
+
+def _challenge(why: str) -> bytes:
+    """RFC 6750, 3: what is asked for, and what was wrong with what came. `why` is one of our own sentences."""
+    return b'Bearer error="invalid_token", error_description="%b"' % _NOT_DESCRIBABLE.sub("", why).encode("ascii")
 
 
 def proxy_status(token: str, flag: Flag) -> bytes:

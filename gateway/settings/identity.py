@@ -121,7 +121,7 @@ class OneOrMore:
 
     @property
     def type_name(self) -> str:
-        return f"{self.kind.type_name} or list of them"
+        return f"{self.kind.type_name} or list of {self.kind.type_name}s"
 
     def read(self, walk: Walk, node: Node, path: Path) -> object:
         if isinstance(node, Listing) and not node.items:
