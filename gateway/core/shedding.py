@@ -1,0 +1,127 @@
+"""Who is refused first when there is too much: by class, and within a class by tenants' shares.
+
+Two things may be too much. The *application* has as many requests in hand as it can have (`concurrency`): each rank
+may use the limit up to its own part of it, so that the lower ones wait outside while the higher ones come in. A part is
+compared request by request, so nothing is switched on and off and nothing oscillates. The *worker* itself has no time
+left, which shows as the delay of its event loop (`Pressure`): then a share of all requests is refused, from the lowest
+rank upwards, found by what one tick refused too few or too many, as Uber's Cinnamon finds its rejection ratio.
+
+A rank is a class, and whether the tenant is above its share. Shares are max-min fair: a level is found such that what
+tenants have below it just fits; only who stands above it is over its share, and only then is it the first of its class.
+
+Pure: time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from enum import StrEnum
+from math import ceil
+from typing import Final
+
+
+class Priority(StrEnum):
+    """A request's class: `critical` is refused last, `bulk` first."""
+
+    CRITICAL = "critical"
+    DEFAULT = "default"
+    BULK = "bulk"
+
+
+PRIORITIES: Final[dict[str, Priority]] = {priority.value: priority for priority in Priority}
+"""By the text of a label, a header or a hop."""
+
+RANKS: Final = 6
+"""Bulk over its share, bulk, default over its share, default, critical over its share, critical."""
+FIRST_RANK: Final[dict[Priority, int]] = {Priority.BULK: 0, Priority.DEFAULT: 2, Priority.CRITICAL: 4}
+"""The rank of a class over its share; within it, one more."""
+
+_PARTS: Final = ((0.6, 0), (0.8, 0), (0.9, 0), (1.2, 2), (1.2, 2), (1.5, 4))
+"""By rank: the part of the limit, and requests on top of it, up to which it comes in.
+
+A single tenant's default requests stop at 90 percent, its bulk at 80. What stands above 1 is no more load: it is used
+only while the ranks below are shut out, and the limit follows latency whoever made it. It has to be so wide because
+few requests in hand vary much: with a limit of 20, half of it by small tenants, a margin of 2 would refuse one in 20
+of theirs.
+"""
+LEVEL_PART: Final = 0.85
+"""The part of the limit that is shared out max-min fair: below the part at which default requests over it stop."""
+LONE_PART: Final = 0.95
+"""No tenant ever gets more of the limit within its share: also where the others come only now."""
+
+
+def ceilings(limit: float) -> tuple[int, ...]:
+    """By rank: as many requests in hand as shut it out. At least one: nobody is refused while nothing is in hand."""
+    return tuple(max(1, ceil(limit * part) + more) for part, more in _PARTS)
+
+
+def fair_level(counts: Collection[int], total: float) -> float:
+    """The level at which the sum of `min(count, level)` is `total`; infinite when all of them fit."""
+    left, tenants = total, len(counts)
+    if sum(counts) <= total:
+        return float("inf")
+    for count in sorted(counts):
+        if count * tenants >= left:
+            break
+        left -= count
+        tenants -= 1
+    return left / tenants
+
+
+def share_in_hand(counts: Collection[int], limit: float) -> float:
+    """How many requests a tenant may have in hand within its share. At least one."""
+    return max(1.0, min(limit * LONE_PART, fair_level(counts, limit * LEVEL_PART)))
+
+
+LAG_S: Final = 0.025
+"""The delay of the event loop at which a worker counts as overloaded: it adds about four times that to a request."""
+LAG_WEIGHT: Final = 0.3
+"""Of a new measurement: one stall of 100 ms (a collection, a neighbour on the machine) is no overload."""
+STEP: Final = 0.05
+"""By how much the refused share changes in a tick at most: from nothing to a half in a second."""
+REFUSED_MAX: Final = 0.95
+"""Some always come in: without them it would never be seen that the load is gone."""
+
+
+class Pressure:
+    """One worker's own overload. `refused` is the share of requests to refuse, `chances` that of each rank.
+
+    `level` is how many requests of one tick make a tenant go over its share.
+    """
+
+    def __init__(self) -> None:
+        self.lag_s = 0.0
+        self.refused = 0.0
+        self.chances: tuple[float, ...] = (0.0,) * RANKS
+        self.level = float("inf")
+
+    def tick(self, late_s: float, offered: Sequence[int], tenants: Collection[int]) -> None:
+        """A tick came `late_s` late, after `offered` requests by rank and `tenants` requests by tenant."""
+        self.lag_s += (late_s - self.lag_s) * LAG_WEIGHT
+        error = (min(self.lag_s, late_s) if self.lag_s > LAG_S else self.lag_s) / LAG_S - 1.0
+        self.refused = min(REFUSED_MAX, max(0.0, self.refused + STEP * min(1.0, max(-1.0, error))))
+        self.chances = chances(self.refused, offered)
+        self.level = max(1.0, fair_level(tenants, (1.0 - self.refused) * sum(tenants)))
+
+
+def chances(refused: float, offered: Sequence[int]) -> tuple[float, ...]:
+    """By rank: the share to refuse, so that `refused` of all are, and no rank loses one while a lower one is let in.
+
+    Of ranks that offered nothing nothing is known; they count as one request each.
+    """
+    counts = [max(1, count) for count in offered]
+    left = refused * sum(counts)
+    found = []
+    for count in counts:
+        found.append(min(1.0, max(0.0, left / count)))
+        left -= count
+    return tuple(found)
+
+
+def retry_spread_s(refused: int, offered: int) -> int:
+    """Seconds over which those who were refused are to come back: the more are refused, the longer they stay away."""
+    return 1 + round(RETRY_SPREAD_MAX_S * refused / offered) if offered else 1
+
+
+RETRY_SPREAD_MAX_S: Final = 9
+"""A herd that comes back over ten seconds is a tenth of itself."""
