@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from gateway.core.errors import GatewayError
 from gateway.core.exchange import Exchange
 from gateway.core.filtering import Answer, Forward
 from gateway.core.hop import sign, signature_of
@@ -34,7 +35,10 @@ class ForwardFilter:
         if not exchange.request.host_field:  # HTTP/1.0 needs no Host, what we speak to the other side does
             exchange.request.host_field = exchange.view.token.encode()
             exchange.forwarded.append(b"Host: " + exchange.request.host_field)
-        if decision.kind is _LOCAL:  # what the application may rely on: no client can have sent these (DESIGN 5.5)
+        if decision.kind is _LOCAL:
+            if exchange.view.max_traffic is not None and not exchange.services.takes_on(decision.reason):
+                raise GatewayError("shed", f"region {exchange.view.region} takes no more traffic: max-traffic is set")
+            # what the application may rely on: no client can have sent these (DESIGN 5.5)
             hop = exchange.hop
             key = (exchange.tenant, exchange.version, exchange.home, "" if hop is None else hop.source)
             exchange.destination = self._known.get(key) or self._remember(key, exchange.view.region)
@@ -58,13 +62,15 @@ class ForwardFilter:
     def _hop(self, exchange: Exchange, to: str, reason: str) -> bytes:
         """The signature covers what the other side acts on: method, target, Host, client and request id."""
         view, request, placement = exchange.view, exchange.request, exchange.placement
-        cluster = view.clusters[f"region:{to}"]
+        timeout_s = view.clusters[f"region:{to}"].timeouts.response
+        if exchange.timeout_s:
+            timeout_s = min(timeout_s, exchange.timeout_s)
         field = sign(
             view,
             placement or unknown_placement(exchange.tenant, exchange.home),
             to=to,
             reason=reason,
-            deadline_s=cluster.timeouts.response - exchange.waited_s,
+            deadline_s=timeout_s - exchange.waited_s,
             ts=exchange.wall_ms() // 1000,
             method=request.method,
             target=request.target,

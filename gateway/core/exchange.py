@@ -60,6 +60,10 @@ class Services(Protocol):
         """Count a hop that was not valid: missing, form, key, clock or destination."""
         ...
 
+    def takes_on(self, reason: str) -> bool:
+        """Whether the application here gets one more request, decided for `reason`: the View's `max_traffic`."""
+        ...
+
     def random_id(self) -> str:
         """A fresh request id."""
         ...

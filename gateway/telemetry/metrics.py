@@ -130,6 +130,24 @@ _ROWS: Final = (
     ),
     Metric("landbridge_cluster_able", Kind.GAUGE, "1 while a cluster can serve", ("cluster",)),
     Metric(
+        "landbridge_cluster_share",
+        Kind.GAUGE,
+        "Share of the clients with another region to go to that a cluster takes: below 1 while it comes back, 0 drained",
+        ("cluster",),
+    ),
+    Metric(
+        "landbridge_region_switch",
+        Kind.GAUGE,
+        "Region-wide switches: 1 while failover-mode or drain is on, the limit of max-traffic (0 without one)",
+        ("switch",),
+    ),
+    Metric(
+        "landbridge_max_traffic_refused_total",
+        Kind.COUNTER,
+        "Requests refused by max-traffic, of tenants at home here or of those that this region stands by for",
+        ("of",),
+    ),
+    Metric(
         "landbridge_hops_total",
         Kind.COUNTER,
         "Requests carried to another region, by region and outcome (served, redirected, unavailable, refused, loop, "
@@ -171,6 +189,12 @@ _ROWS: Final = (
         "landbridge_peer_able",
         Kind.GAUGE,
         "1 while another region's cluster is known to be able to serve",
+        ("peer", "cluster"),
+    ),
+    Metric(
+        "landbridge_peer_share",
+        Kind.GAUGE,
+        "As landbridge_cluster_share, of another region's cluster that is able",
         ("peer", "cluster"),
     ),
     Metric(

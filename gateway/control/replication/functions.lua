@@ -10,6 +10,7 @@ local TENANTS, LOG, FEED = PREFIX .. 'tenants', PREFIX .. 'log', PREFIX .. 'feed
 local META, OFFSETS, DIGEST = PREFIX .. 'meta', PREFIX .. 'offsets', PREFIX .. 'digest'
 local DEAD, GATEWAYS, LEASE = PREFIX .. 'dead', PREFIX .. 'gateways', PREFIX .. 'lease'
 local HISTORY = PREFIX .. 'history:'
+local SWITCHES = PREFIX .. 'switches'
 
 local LINEAGE_MAX = 8
 local SUM_DIGITS = 16
@@ -467,6 +468,20 @@ end
 function operations.register()
     redis.call('HSET', GATEWAYS, ARGV[3], string.format('%d ', now - tonumber(ARGV[4])) .. ARGV[5])
     return {'OK'}
+end
+
+-- switch: name, when it was set in ms (0: now), JSON. The later of two counts; the answer is when that one was set.
+function operations.switch()
+    local current = redis.call('HGET', SWITCHES, ARGV[3])
+    local known = current and tonumber(string.match(current, '^(%d+) ')) or 0
+    local at = tonumber(ARGV[4])
+    if at == 0 then
+        at = math.max(now, known + 1)
+    elseif at <= known then
+        return {'OK', string.format('%d', known)}
+    end
+    redis.call('HSET', SWITCHES, ARGV[3], string.format('%d ', at) .. ARGV[5])
+    return {'OK', string.format('%d', at)}
 end
 
 -- acquire: token, life in ms.

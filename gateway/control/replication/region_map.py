@@ -21,6 +21,7 @@ from gateway.control.replication import keys
 from gateway.control.replication.connect import connect
 from gateway.core.placement import Version, parse_version
 from gateway.core.replication import Head, Offset, Outcome, Step, parse_offset
+from gateway.core.switches import Switch
 from gateway.settings import redis_url
 from gateway.settings.problems import masked_url
 from gateway.settings.schema import TlsSettings
@@ -332,6 +333,23 @@ class RegionMap:
         """Replace the digests by ones counted anew; False, and nothing done, when the feed has moved on since."""
         arguments = [part for pair in digests.items() for part in pair]
         return bool((await self._call("digests", str(feed_seq), *arguments))[1] == b"1")
+
+    # --- switches of the region
+
+    async def switches(self) -> dict[str, Switch]:
+        """All that were ever set, by name."""
+        found = await self._ask(self._client.hgetall(keys.SWITCHES))
+        switches = {}
+        for name, row in found.items():
+            at_ms, _, text = row.partition(b" ")
+            switch = _read(text, Switch)
+            if switch is not None and at_ms.isdigit():
+                switches[name.decode("utf-8", "replace")] = msgspec.structs.replace(switch, at_ms=int(at_ms))
+        return switches
+
+    async def put_switch(self, name: str, switch: Switch) -> int:
+        """Set one (`at_ms` 0: now), unless it was set later already; when the one that counts was set."""
+        return int((await self._call("switch", name, str(switch.at_ms), msgspec.json.encode(switch)))[1])
 
     # --- dead letters
 
