@@ -1,4 +1,4 @@
-"""The request's path, to be read top to bottom: three inbound filters, one of three endpoints, two outbound.
+"""The request's path, to be read top to bottom: the inbound filters, one of three endpoints, two outbound.
 
 A filter is a thin step. It imports `gateway.core` and nothing else; pools, the map and counters reach it as
 `exchange.services`. A new one is a class and a line here.
@@ -9,9 +9,11 @@ from __future__ import annotations
 from filters.endpoint.forward import ForwardFilter
 from filters.endpoint.redirect import RedirectFilter
 from filters.endpoint.reply import ReplyFilter
+from filters.inbound.access import AccessFilter
 from filters.inbound.identify import IdentifyFilter
 from filters.inbound.region import RegionFilter
 from filters.inbound.tenant import TenantFilter
+from filters.inbound.throttle import ThrottleFilter
 from filters.outbound.headers import HeadersFilter
 from filters.outbound.log import LogFilter
 from gateway.core.filtering import FilterFactory
@@ -20,6 +22,8 @@ INBOUND: dict[str, FilterFactory] = {
     "identify": IdentifyFilter,
     "tenant": TenantFilter,
     "region": RegionFilter,
+    "throttle": ThrottleFilter,
+    "access": AccessFilter,
 }
 ENDPOINT: dict[str, FilterFactory] = {
     "forward": ForwardFilter,

@@ -315,6 +315,8 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str | None
     labels: dict[str, str]
     limits: dict[str, Any] | None
+    allow: list[str]
+    deny: list[str]
     partition: str
     version: str | None
     by: str

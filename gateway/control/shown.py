@@ -224,6 +224,8 @@ def tenant(placement: Placement, arrived_ms: int | None = None, newest: Placemen
         cluster=placement.cluster,
         labels=dict(placement.labels),
         limits=None if placement.limits is None else dict(written_limits(placement.limits)),
+        allow=list(placement.allow),
+        deny=list(placement.deny),
         partition=placement.partition.value,
         version=None if version == NO_VERSION else str(version),
         by=placement.by,

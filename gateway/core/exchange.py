@@ -16,10 +16,27 @@ if TYPE_CHECKING:
     from gateway.core.following import Overrides
     from gateway.core.hop import Hop
     from gateway.core.http1.head import Request, Response
+    from gateway.core.limits import Bucket, Refusal
     from gateway.core.routing import Decision
     from gateway.core.tenancy import Memo, Resolved
     from gateway.core.tokens import Tokens
     from gateway.core.view import View
+
+
+class Held(Protocol):
+    """What an exchange takes up until it is over, such as a place among the requests at once."""
+
+    def release(self, exchange: Exchange, now: float) -> None:
+        """The exchange is over; called once."""
+        ...
+
+
+class Limiting(Protocol):
+    """What keeps the limits of `throttle` and of tenants."""
+
+    def admit(self, exchange: Exchange) -> Refusal | None:
+        """Charge this request to every limit that holds for it; what the first one says that has no room."""
+        ...
 
 
 class Services(Protocol):
@@ -38,6 +55,11 @@ class Services(Protocol):
     @property
     def tokens(self) -> Tokens:
         """Who verifies the tokens that name tenants."""
+        ...
+
+    @property
+    def limiter(self) -> Limiting:
+        """This worker's share of every limit."""
         ...
 
     def map_complete(self) -> bool:
@@ -62,6 +84,10 @@ class Services(Protocol):
 
     def takes_on(self, reason: str) -> bool:
         """Whether the application here gets one more request, decided for `reason`: the View's `max_traffic`."""
+        ...
+
+    def count_denied(self, scope: str) -> None:
+        """Count a client whose address a list refuses: of its route or tenant."""
         ...
 
     def random_id(self) -> str:
@@ -89,8 +115,8 @@ class Exchange:
     that changes. `placement` is the record decided by (`recorded` false: from no map); `waited_s` is what tries have
     used up of the time to answer, `timeout_s` how long the client says that it waits (0: it does not say). `endpoint`
     names the endpoint filter that answers; `flag` is set when the gateway itself did, `retry_after_s` where it knows
-    better than the flag when to come back. What is not known yet is a class attribute: making one costs nine stores,
-    not thirty.
+    better than the flag when to come back. `refusal` is a limit's, `limited` the one to tell the client of, `held` is released when
+    the exchange is over. What is not known yet is a class attribute: making one costs nine stores, not thirty.
     """
 
     client = ""
@@ -117,6 +143,9 @@ class Exchange:
     status = 0
     flag: Flag | None = None
     retry_after_s = 0
+    refusal: Refusal | None = None
+    limited: Bucket | None = None
+    held: tuple[Held, ...] | None = None
     bytes_in = 0
     bytes_out = 0
 

@@ -115,8 +115,9 @@ class Bucket:
     """One key's tokens and slots in this process: `share` of a limit.
 
     `zero` is the time at which the bucket was, or would have been, empty: it holds `(now - zero) / interval` tokens, at
-    most `window / interval`. `offered` and `refused` count since the last report; `inflight` are the slots taken of
-    `slots`. `is_hot`: it refuses, or is about to, here or elsewhere, so clients are told where they stand.
+    most `window / interval`. `inflight` are the slots taken of `slots`. Since the last report: `offered`, `refused` for
+    want of a token and `refused_slots` of a slot, and `peak`, the most slots taken. `is_hot`: it refuses, or is about
+    to, so clients are told where they stand.
     """
 
     __slots__ = (
@@ -128,20 +129,23 @@ class Bucket:
         "offered",
         "peak",
         "refused",
+        "refused_slots",
+        "scope",
         "share",
         "slots",
         "slots_share",
-        "source",
         "window",
         "zero",
     )
 
-    def __init__(self, key: str, limit: Limit, share: float, slots_share: float, now: float) -> None:
+    def __init__(
+        self, key: str, limit: Limit, share: float, slots_share: float, now: float, scope: Scope = Scope.TENANT
+    ) -> None:
         self.key = key
+        self.scope = scope
         self.zero = -math.inf
-        self.offered = self.refused = self.peak = self.inflight = 0
+        self.offered = self.refused = self.refused_slots = self.peak = self.inflight = 0
         self.is_hot = False
-        self.source: object = None
         self.slots_share = slots_share
         self._set(limit, share)
         self.zero = now - self.window
@@ -243,6 +247,15 @@ def state_field(scope: Scope, bucket: Bucket, now: float) -> bytes:
     left = max(0, int(bucket.tokens(now) / bucket.share + ROUNDING))
     full_s = max(0.0, bucket.window - (now - bucket.zero) - ROUNDING)
     return f'"{scope.value}";r={left};t={math.ceil(full_s)}'.encode("ascii")
+
+
+def shown_fields(bucket: Bucket, now: float) -> bytes:
+    """Both fields, as lines without the last CRLF, for a response to a request that was let through."""
+    scope = bucket.scope
+    return b"RateLimit-Policy: %b\r\nRateLimit: %b" % (
+        policy_field(scope, bucket.limit),
+        state_field(scope, bucket, now),
+    )
 
 
 def rate_refusal(scope: Scope, bucket: Bucket, wait_s: float, now: float) -> Refusal:

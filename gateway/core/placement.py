@@ -88,6 +88,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
 
     `tenant` is lower case. `public` maps a region to the URL where this tenant's clients are sent.
     `cluster` None means "by route"; `misroute` and `limits` None mean the gateway's own.
+    `allow` and `deny` are networks of clients.
 
     What only a replicated record has: `claims` maps a host to the hlc at which this tenant first claimed it, where that
     was an earlier version's; `by` and `why` are actor and reason of the change that made this version; `takeover` says
@@ -107,6 +108,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     version: Version = NO_VERSION
     partition: Partition = Partition.SERVE
     limits: TenantLimits | None = None
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
     claims: dict[str, int] = {}
     by: str = ""
     why: str = ""

@@ -21,7 +21,7 @@ from gateway.core.placement import Placement, State, Version
 
 KEYS: Final = (
     *("home", "standby", "failover", "hosts", "public"),
-    *("misroute", "state", "cluster", "limits", "partition", "labels"),
+    *("misroute", "state", "cluster", "limits", "allow", "deny", "partition", "labels"),
 )
 """What an operator says of a tenant, in the order of the documentation. All else in a record is the tools' own."""
 
@@ -183,6 +183,8 @@ def _content(wanted: Placement, state: State, claims: dict[str, int], author: Au
         labels=wanted.labels,
         partition=wanted.partition,
         limits=wanted.limits,
+        allow=wanted.allow,
+        deny=wanted.deny,
         claims=claims,
         by=author.by,
         why=author.why,

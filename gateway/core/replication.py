@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from gateway.core.addresses import access_list
 from gateway.core.limits import TenantLimits
 from gateway.core.placement import (
     REGION_NAME,
@@ -88,6 +89,8 @@ class Body(msgspec.Struct, omit_defaults=True, kw_only=True):
     labels: dict[str, str] = {}
     partition: Partition = Partition.SERVE
     limits: TenantLimits | None = None
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
     claims: dict[str, int] = {}
     by: str = ""
     why: str = ""
@@ -121,6 +124,8 @@ def encode_body(placement: Placement) -> bytes:
             labels=placement.labels,
             partition=placement.partition,
             limits=placement.limits,
+            allow=placement.allow,
+            deny=placement.deny,
             claims=placement.claims,
             by=placement.by,
             why=placement.why,
@@ -191,6 +196,11 @@ def decode_value(tenant: str, value: bytes) -> Placement:
         raise BadValue(f"no record: {error}") from error
     if not REGION_NAME.match(body.home) or not all(map(REGION_NAME.match, body.standby)):
         raise BadValue("home or standby is no region's name")
+    if body.allow or body.deny:
+        try:
+            access_list(body.allow, body.deny)
+        except ValueError:
+            raise BadValue("allow or deny holds what is no network") from None
     return Placement(
         tenant=tenant,
         home=body.home,
@@ -205,6 +215,8 @@ def decode_value(tenant: str, value: bytes) -> Placement:
         version=stamp.version,
         partition=body.partition,
         limits=body.limits,
+        allow=body.allow,
+        deny=body.deny,
         claims=body.claims,
         by=body.by,
         why=body.why,

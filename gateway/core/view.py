@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from gateway.core.addresses import AddressList
 from gateway.core.breaker import BreakerRule
 from gateway.core.limits import Throttle
 from gateway.core.placement import Misroute
@@ -139,6 +140,7 @@ class Route:
 
     prefix: bytes
     cluster: str
+    access: AddressList | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +285,7 @@ class View:
     drain: Drain = Drain()
     probes: Probes = Probes()
     throttle: Throttle | None = None
+    workers: int = 1
     trusted_proxies: tuple[Network, ...] = ()
     hop_keys: tuple[bytes, ...] = ()
     abilities: Mapping[tuple[str, str], Ability] = field(default_factory=dict)

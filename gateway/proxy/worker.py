@@ -19,8 +19,10 @@ from typing import Any, Final
 
 from gateway import __version__
 from gateway.bus.messages import (
+    BreakerTurned,
     ConnectFailures,
     FilterRemoved,
+    ForceBreaker,
     FromWorker,
     KeyWanted,
     MapApplied,
@@ -37,14 +39,18 @@ from gateway.core.http1.fields import FieldTable, response_table
 from gateway.core.peering import PeerAnswer, PeerMap, encode_answer
 from gateway.core.placement import Placement
 from gateway.core.removal import ERRORS_MAX, WINDOW_S, Failures
+from gateway.core.switches import failover_mode
 from gateway.core.tenancy import Memo
+from gateway.core.traffic import Traffic
 from gateway.core.view import Ability, HeaderResolver, JwtResolver, View
 from gateway.identity.kept import read_kept
 from gateway.identity.verifier import Verifier
 from gateway.proxy.downstream import Downstream
+from gateway.proxy.limiter import Limiter
 from gateway.proxy.meters import Meters
 from gateway.proxy.pool import ClusterPool
 from gateway.proxy.upstream import Phase, Upstream
+from gateway.store import seen
 from gateway.store.reader import Reader
 from gateway.store.record import MapMeta, StoreError
 from gateway.telemetry.access_log import AccessLog
@@ -62,6 +68,8 @@ PLACEMENTS_MAX: Final = 16_000
 the cache costs a look-up of 4 us more."""
 HOSTS_MAX: Final = 32_000
 """A fifth of that each."""
+FAILED_OVER: Final = frozenset(("failover", "failover_mode"))
+"""Reasons of decisions by which a region serves tenants that live in another one."""
 DIGEST_TTL_S: Final = 0.5
 
 
@@ -113,6 +121,7 @@ class Worker:
         self._next_map_report = 0.0
         self._id_prefix = os.urandom(8).hex()
         self._id_count = 0
+        self._traffic: Traffic | None = None
         self.tasks: set[asyncio.Task[Any]] = set()
         self._resolvers: object = None
         self.table = FieldTable()
@@ -121,6 +130,7 @@ class Worker:
         self._tracebacks: dict[str, float] = {}
         self.removed: dict[str, str] = {}
         self._begin_removed()
+        self.limiter = Limiter(self.meters, view, seen.read(state_dir), self.now())
         self.swap(view)
 
     # ---- the View
@@ -202,6 +212,24 @@ class Worker:
 
     def count_hop_rejected(self, reason: str) -> None:
         self.meters.count("landbridge_hop_rejected_total", (("reason", reason),))
+
+    def takes_on(self, reason: str) -> bool:
+        """An operator's `max-traffic`: what failed over here is refused before what lives here."""
+        rate, now = self.view.max_traffic, self.now()
+        if rate is None:
+            return True
+        if self._traffic is None:
+            self._traffic = Traffic(rate, now)
+        elif self._traffic.rate != rate:
+            self._traffic.use(rate)
+        failed_over = reason in FAILED_OVER
+        taken = self._traffic.takes(failed_over, now)
+        if not taken:
+            self.meters.count("landbridge_max_traffic_refused_total", (("of", "standby" if failed_over else "home"),))
+        return taken
+
+    def count_denied(self, scope: str) -> None:
+        self.meters.count("landbridge_address_denied_total", (("scope", scope),))
 
     def random_id(self) -> str:
         """Unique over workers and restarts, and cheap: 64 random bits of this process and a counter."""
@@ -293,6 +321,11 @@ class Worker:
         """Say something to control; where it does not hear, it asks for what counts when it does again."""
         self._send(message)
 
+    def breakers(self) -> list[BreakerTurned]:
+        """All breakers that are not closed."""
+        watches = [pool.watch for pool in self.clusters.values() if pool.watch is not None]
+        return [turned for watch in watches for turned in watch.all_turned(self.now())]
+
     def force_breaker(self, wanted: ForceBreaker) -> None:
         """An operator's word about a breaker, by way of control."""
         pool = self.clusters.get(wanted.cluster)
@@ -349,9 +382,13 @@ class Worker:
                 pool.watch.sweep(now)
         self.meters.gauge(self.meters.connections, len(self.downs))
         self.access_log.flush()
+        if (demands := self.limiter.report(now)) is not None:
+            self._send(demands)
         if now >= self._next_map_check:
             self._next_map_check = now + MAP_CHECK_S
             self._check_map(now)
+            for pool in self.clusters.values():
+                pool.budget.turn()
             if self.overrides.items:
                 self.overrides.expire(now)
             self.meters.gauge(self.meters.overrides, len(self.overrides.items))
@@ -361,7 +398,7 @@ class Worker:
         if up.phase is Phase.IDLE:
             up.close()
         elif up.relay is not None:
-            up.relay.upstream_failed("upstream_timeout", "")
+            up.relay.try_expired(up)
 
     def _check_map(self, now: float) -> None:
         """Follow a rebuilt map; drop the cache when the map moved and control has not said so for a second."""
@@ -411,6 +448,8 @@ class Worker:
                 draining=self.draining,
                 map=PeerMap(meta.complete, meta.records, meta.digest, age_s),
                 clusters=clusters,
+                shares={name: view.clusters[name].share for name in clusters if view.clusters[name].share < 1.0},
+                failover_mode=failover_mode(view),
             )
         )
 

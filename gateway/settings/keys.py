@@ -260,6 +260,8 @@ _REGION: Final = {
 _ROUTE: Final = {
     "prefix": Key(PREFIX, "Compared bytewise with the raw path (`/a` matches `/ab`).", required=True),
     "cluster": Key(CLUSTER, "Where such requests go.", required=True),
+    "allow": Key(Items(NETWORK, distinct=True), "Where there are some, only clients from these networks.", "[]"),
+    "deny": Key(Items(NETWORK, distinct=True), "No client from these networks, whatever `allow` says.", "[]"),
     "throttle": Key(throttling.RULE, "All requests of this route together, over all gateways of a region."),
 }
 _TENANCY: Final = {

@@ -140,6 +140,8 @@ class ThrottleSettings(msgspec.Struct, frozen=True):
 class RouteSettings(msgspec.Struct, frozen=True):
     prefix: str
     cluster: str
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
     throttle: RuleSettings | None = None
 
 

@@ -22,6 +22,7 @@ from typing import BinaryIO, Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from gateway.core.addresses import ADDRESSES_MAX
 from gateway.core.limits import TenantLimits
 from gateway.core.placement import NO_VERSION, TENANT_ID, Failover, Misroute, Partition, Placement, State, Version
 from gateway.core.view import REGION_CLUSTER
@@ -61,6 +62,8 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     state: State | UnsetType = UNSET
     cluster: str | UnsetType = UNSET
     limits: _Limits | UnsetType = UNSET
+    allow: tuple[str, ...] | UnsetType = UNSET
+    deny: tuple[str, ...] | UnsetType = UNSET
     partition: Partition | UnsetType = UNSET
     labels: dict[str, str] | UnsetType = UNSET
     epoch: int | UnsetType = UNSET
@@ -177,6 +180,9 @@ class TenantLines:
                 case "limits":
                     values["limits"] = limits = _limits(value)
                     fits = limits is not None
+                case "allow" | "deny":
+                    values[key] = value = tuple(map(units.network, value))
+                    fits = len(value) <= ADDRESSES_MAX and _distinct(value)
                 case "epoch":
                     fits = 0 <= value <= tenants.EPOCH_MAX
                 case _:
@@ -358,6 +364,9 @@ def _is_each_key_once(line: _Line, optional: int, text: bytes) -> bool:
     if line.limits is not UNSET:
         colons += sum(part is not UNSET for part in msgspec.structs.astuple(line.limits))
         colons += str(line.limits.rate).count(":")
+    for networks in (line.allow, line.deny):
+        if networks is not UNSET:
+            colons += sum(network.count(":") for network in networks)
     for mapping in (line.public, line.labels):
         if mapping is not UNSET:
             for key, value in mapping.items():

@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
+from gateway.core.addresses import ADDRESSES_MAX
 from gateway.core.placement import REGION_NAME, TENANT_ID, Failover, Misroute, Partition, Placement, State, Version
 from gateway.core.view import REGION_CLUSTER, HostTemplate
 from gateway.settings import document, templates, units
 from gateway.settings.document import Path, Source, Table, described, find
 from gateway.settings.keys import MISROUTE
 from gateway.settings.problems import Invalid, nearest, shown
-from gateway.settings.scalars import CLUSTER, REGION
+from gateway.settings.scalars import CLUSTER, NETWORK, REGION
 from gateway.settings.schema import Settings
 from gateway.settings.shape import Choice, Items, Key, Named, Record, Scalar, Walk
 from gateway.settings.throttling import TENANT_LIMITS, problem
@@ -94,6 +95,8 @@ TENANT_KEYS: Final[Mapping[str, Key]] = {
     "limits": Key(
         TENANT_LIMITS, "What is let through of it, before `throttle.tenant`, which holds for what is not named here."
     ),
+    "allow": Key(Items(NETWORK, distinct=True), "Where there are some, only clients from these networks.", "[]"),
+    "deny": Key(Items(NETWORK, distinct=True), "No client from these networks, whatever `allow` says.", "[]"),
     "partition": Key(
         Choice({p.value: p for p in Partition}),
         "What its requests get while this region is cut off from all others (`tenant_map.partition_after`): they are "
@@ -172,6 +175,9 @@ class Check:
             self.note((tenant, "labels"), f"at most {LABELS_MAX} labels", str(len(record["labels"])))
         if (limits := record.get("limits")) is not None and not self.is_bad((tenant, "limits")):
             problem((tenant, "limits"), limits.rate, limits.burst, limits.concurrency, self.note, burst_alone=True)
+        for key in ("allow", "deny"):
+            if len(record.get(key, ())) > ADDRESSES_MAX:
+                self.note((tenant, key), f"at most {ADDRESSES_MAX} networks", str(len(record[key])))
         if not self.can_hop:
             self.hops(tenant, record)
         epoch = record.pop("epoch", 0)

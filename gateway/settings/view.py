@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from gateway.core.addresses import access_list
 from gateway.core.breaker import BreakerRule
 from gateway.core.conditions import Conditions, Target
 from gateway.core.switches import FAILOVER_ALL
@@ -69,6 +70,7 @@ def build_view(settings: Settings, conditions: Conditions, generation: int) -> V
         drain=Drain(settings.drain.grace, settings.drain.limit),
         probes=Probes(settings.probes.live.encode("ascii"), settings.probes.ready.encode("ascii")),
         throttle=throttling.view_of(settings),
+        workers=settings.workers,
         trusted_proxies=tuple(ipaddress.ip_network(network) for network in settings.trusted_proxies),
         hop_keys=tuple(key.encode() for key in settings.hop_keys),
         abilities={
@@ -105,7 +107,10 @@ def _share(limit: int, workers: int) -> int:
 
 
 def _routes(settings: Settings) -> tuple[Route, ...]:
-    routes = (Route(route.prefix.encode("ascii"), route.cluster) for route in settings.routes)
+    routes = (
+        Route(route.prefix.encode("ascii"), route.cluster, access_list(route.allow, route.deny))
+        for route in settings.routes
+    )
     return tuple(sorted(routes, key=lambda route: (-len(route.prefix), route.prefix)))
 
 

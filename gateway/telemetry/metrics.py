@@ -148,11 +148,24 @@ _ROWS: Final = (
         ("of",),
     ),
     Metric(
+        "landbridge_throttled_total",
+        Kind.COUNTER,
+        "Requests that a limit had no room for, by scope (client, tenant, route, gateway), limit (rate, concurrency) and "
+        "outcome (refused; shadow: let through all the same)",
+        ("scope", "limit", "outcome"),
+    ),
+    Metric(
         "landbridge_hops_total",
         Kind.COUNTER,
         "Requests carried to another region, by region and outcome (served, redirected, unavailable, refused, loop, "
         "error)",
         ("peer", "outcome"),
+    ),
+    Metric(
+        "landbridge_address_denied_total",
+        Kind.COUNTER,
+        "Requests refused by an address list, by whose it is (route, tenant)",
+        ("scope",),
     ),
     Metric(
         "landbridge_tokens_total",
