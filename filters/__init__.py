@@ -22,8 +22,8 @@ INBOUND: dict[str, FilterFactory] = {
     "identify": IdentifyFilter,
     "tenant": TenantFilter,
     "region": RegionFilter,
-    "throttle": ThrottleFilter,
     "access": AccessFilter,
+    "throttle": ThrottleFilter,
 }
 ENDPOINT: dict[str, FilterFactory] = {
     "forward": ForwardFilter,

@@ -22,6 +22,7 @@ from gateway.core.exchange import Exchange
 from gateway.core.filtering import Answer, Respond
 from gateway.core.hop import HopRejected, Reason, loops, sign_answer, verify
 from gateway.core.http1.fields import Seen
+from gateway.core.patience import client_timeout
 from gateway.core.tokens import OIDC_FIELDS
 from gateway.core.view import Network
 
@@ -30,6 +31,7 @@ PEERS_MAX: Final = 4096
 
 _VIA: Final = Seen.VIA
 _REQUEST_ID: Final = Seen.REQUEST_ID
+_TIMEOUT: Final = Seen.TIMEOUT
 _OIDC: Final = Seen.OIDC
 _FORWARDED: Final = (b"x-forwarded-proto", b"x-forwarded-port", b"x-forwarded-host")
 _AMAZON: Final = (b"x-amzn-trace-id", *OIDC_FIELDS)
@@ -55,6 +57,8 @@ class IdentifyFilter:
             raise GatewayError("loop", f"Via already names {view.token}")
         if exchange.listener == "hop":
             return self._hop(exchange)
+        if request.seen & _TIMEOUT:
+            exchange.timeout_s = client_timeout(request.values)
         request_id = ""
         if request.seen & _REQUEST_ID:
             request_id = kept_request_id(request.values(b"x-request-id"))

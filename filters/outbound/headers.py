@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.core.exchange import Exchange
+from gateway.core.limits import shown_fields
 from gateway.core.view import View
 
 
@@ -26,3 +27,5 @@ class HeadersFilter:
             self._view = exchange.view
             self._fields = f"Via: 1.1 {exchange.view.token}\r\nX-Request-Id: ".encode("ascii")
         response.added.append(self._fields + exchange.request_id.encode("ascii"))
+        if exchange.limited is not None:
+            response.added.append(shown_fields(exchange.limited, exchange.started))

@@ -66,9 +66,9 @@ class KeyWanted(msgspec.Struct, tag=True, frozen=True):
 
 
 class BreakerTurned(msgspec.Struct, tag=True, frozen=True):
-    """Worker: a breaker of mine changed; at once, and all that are not closed after Hello. `tenant` "" is the cluster's.
+    """Worker: a breaker of mine changed; told at once, and of all that are not closed after Hello.
 
-    `state` is a value of `core.breaker.State`; `left_s` seconds until it ends by time (0: not by time); `trips` in a
+    `tenant` "" is the cluster's own. `state` is a value of `core.breaker.State`; `left_s` seconds until it ends by time (0: not by time); `trips` in a
     row; `reason` is an operator's. `only`: the cluster is asked by nobody but this tenant, whose breaker this is.
     """
 
@@ -98,6 +98,40 @@ class Configured(msgspec.Struct, tag=True, frozen=True):
     settings: Settings
 
 
+class KeyDemand(msgspec.Struct, frozen=True, array_like=True):
+    """One limit that is hot in a worker: its share, and what it is asked for, both as parts of the whole limit.
+
+    `refused`: requests since the last report. Keys are `t:<tenant>`, `c:<client>`, `r:<prefix>`, `g:`, and with `#`
+    behind it the same limit's slots.
+    """
+
+    key: str
+    share: float
+    demand: float
+    refused: int
+
+
+class Demands(msgspec.Struct, tag=True, frozen=True):
+    """Worker: what is hot here, ten times a second while something is. `seq` is the last Shares that I go by."""
+
+    seq: int
+    keys: tuple[KeyDemand, ...] = ()
+
+
+class Shares(msgspec.Struct, tag=True, frozen=True):
+    """Control, to one worker: its shares of what is hot somewhere; `cold` are those that are shared out equally again.
+
+    `equal` is its share of any other limit, `own` of one that is this gateway's alone. Said once a second at least, so
+    that a worker knows that somebody counts.
+    """
+
+    seq: int
+    equal: float
+    own: float
+    keys: dict[str, float] = {}
+    cold: tuple[str, ...] = ()
+
+
 class MapChanged(msgspec.Struct, tag=True, frozen=True):
     """Control: the store moved from one transaction to another; these ids and hosts are no longer what they were.
 
@@ -112,5 +146,7 @@ class MapChanged(msgspec.Struct, tag=True, frozen=True):
     generation: int = 0
 
 
-FromWorker = Hello | Applied | BreakerTurned | ConnectFailures | FilterRemoved | KeyWanted | MapApplied | MapUnreadable
-FromControl = Configured | Conditions | ForceBreaker | MapChanged | TokenKeys
+FromWorker = (
+    Hello | Applied | BreakerTurned | ConnectFailures | Demands | FilterRemoved | KeyWanted | MapApplied | MapUnreadable
+)
+FromControl = Configured | Conditions | ForceBreaker | MapChanged | Shares | TokenKeys

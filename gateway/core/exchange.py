@@ -115,8 +115,9 @@ class Exchange:
     that changes. `placement` is the record decided by (`recorded` false: from no map); `waited_s` is what tries have
     used up of the time to answer, `timeout_s` how long the client says that it waits (0: it does not say). `endpoint`
     names the endpoint filter that answers; `flag` is set when the gateway itself did, `retry_after_s` where it knows
-    better than the flag when to come back. `refusal` is a limit's, `limited` the one to tell the client of, `held` is released when
-    the exchange is over. What is not known yet is a class attribute: making one costs nine stores, not thirty.
+    better than the flag when to come back. `refusal` is a limit's, `limited` the one to tell the client of, `held`
+    is released when the exchange is over. What is not known yet is a class attribute: making one costs nine stores,
+    not thirty.
     """
 
     client = ""

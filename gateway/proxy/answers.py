@@ -71,6 +71,9 @@ def problem(exchange: Exchange, flag: Flag, detail: str) -> tuple[Fields, bytes]
         "request_id": exchange.request_id,
         "region": view.region,
     }
+    refusal = exchange.refusal
+    if refusal is not None:
+        facts["rule"] = refusal.rule
     if accepts_html(exchange.request):
         kind = b"text/html; charset=utf-8"
         body = _PAGE.format_map({key: html.escape(str(value)) for key, value in facts.items()}).encode()
@@ -83,6 +86,8 @@ def problem(exchange: Exchange, flag: Flag, detail: str) -> tuple[Fields, bytes]
     ]
     if flag.retry_after_s is not None:
         fields.append((b"Retry-After", b"%d" % (exchange.retry_after_s or flag.retry_after_s)))
+    if refusal is not None:
+        fields += refusal.fields
     if flag.status == 401:
         fields.append((b"WWW-Authenticate", _challenge(detail or flag.title)))
     if exchange.listener == "hop" and flag.name in _REFUSED:

@@ -26,7 +26,16 @@ import uvloop
 
 from gateway.bus.channel import Channel
 from gateway.bus.client import BusClient
-from gateway.bus.messages import Applied, Configured, FilterRemoved, FromControl, Hello, MapChanged
+from gateway.bus.messages import (
+    Applied,
+    Configured,
+    FilterRemoved,
+    ForceBreaker,
+    FromControl,
+    Hello,
+    MapChanged,
+    Shares,
+)
 from gateway.core.conditions import Conditions
 from gateway.core.filtering import Chain, ChainError
 from gateway.core.jwks import TokenKeys
@@ -206,11 +215,20 @@ class Process:
         self.bus.send(Hello(self.slot, os.getpid(), self.settings.digest))
         for name, error in self.worker.removed.items():
             self.bus.send(FilterRemoved(name, error))
+        self.worker.limiter.forget_others()
+        for turned in self.worker.breakers():
+            self.bus.send(turned)
 
     def on_bus(self, message: FromControl) -> None:
         """Control's word. What cannot be applied changes nothing."""
         if isinstance(message, MapChanged):
             self.worker.map_changed(message)
+            return
+        if isinstance(message, ForceBreaker):
+            self.worker.force_breaker(message)
+            return
+        if isinstance(message, Shares):
+            self.worker.limiter.told(message, self.worker.now())
             return
         if isinstance(message, TokenKeys):
             self.worker.tokens.learn(message)

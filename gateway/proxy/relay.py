@@ -16,16 +16,18 @@ from gateway.core.exchange import Exchange
 from gateway.core.filtering import Answer, Forward, Park, Respond
 from gateway.core.http1.body import chunk, last_chunk
 from gateway.core.http1.head import Request, Response
-from gateway.core.retry import Failure
-from gateway.proxy import answers, forwarding, hops
+from gateway.core.retry import Failure, NotRetried
+from gateway.proxy import answers, deadlines, forwarding, hops, retrying
 
 if TYPE_CHECKING:
     from gateway.proxy.downstream import Downstream
-    from gateway.proxy.pool import ClusterPool
+    from gateway.proxy.pool import ClusterPool, EndpointPool
     from gateway.proxy.upstream import Upstream
     from gateway.proxy.worker import Worker
 
 _log = logging.getLogger("landbridge.relay")
+_UNAVAILABLE: Final = frozenset(("cluster_unavailable", "breaker_open"))
+"""What a peer may follow to a standby: nothing was sent."""
 CLIENT_GONE: Final = 499
 """In log and metrics only, after nginx: the client left before there was an answer."""
 
@@ -49,6 +51,8 @@ class Relay:
     deadline = 0.0
     sent_at = 0.0
     asked_at = 0.0
+    received_at = 0.0
+    response_s = 0.0
     request_sent = False
     awaits_100 = False
     withheld = False
@@ -56,6 +60,10 @@ class Relay:
     sends = 0
     struck: frozenset[str] = frozenset()
     tries_left = 0
+    retried = 0
+    pause: asyncio.TimerHandle | None = None
+    informed = False
+    fell_back = False
     started = False
     continued = False
     keep_after = False
@@ -187,6 +195,7 @@ class Relay:
         if response.status == 100:
             forwarding.continued(self)
         elif self.exchange.request.version == 11:
+            self.informed = True
             self.down.write(b"\r\n".join([response.start, *response.kept, b"\r\n"]))
 
     def response(self, up: Upstream, response: Response, body: bytes, complete: bool) -> None:
@@ -205,16 +214,20 @@ class Relay:
         if region is not None:
             worker.meters.hop(region, "served" if refusal is None else refusal.outcome)
             if refusal is not None:
-                self._let_go()
+                self.let_go()
                 hops.refused(self, region, refusal)
                 return
             if self.awaits_100 and not self.withheld:  # answered without the body, which nobody will take now
                 self.down.keep_alive = False
+        if response.status >= 400 and retrying.by_status(self, up, response):
+            return
+        if self.retried:
+            worker.meters.retry(up.pool.cluster.name, "recovered")
         request, down = exchange.request, self.down
         exchange.response = response
         exchange.status = response.status
         if not self._outbound():
-            self._let_go()
+            self.let_go()
             self.refuse("internal_error", "")
             return
         lines = [response.start, *response.kept, *response.added]
@@ -278,7 +291,7 @@ class Relay:
         ]
         self.started = True
         self.worker.meters.upstream_done(up.pool.cluster.name, 101, self.worker.now() - self.sent_at)
-        self._note(up, True)
+        self.note(up, True)
         if up.pool.cluster.config.region is not None:
             self.worker.meters.hop(up.pool.cluster.config.region, "served")
         self.down.write(b"\r\n".join(lines) + rest)
@@ -309,30 +322,44 @@ class Relay:
                 self.down.close()
                 return
             self.worker.meters.upstream(up.pool.cluster.name, "truncated")
+            self.worker.meters.not_retried(up.pool.cluster.name, NotRetried.STARTED)
             self._cut("upstream_reset")
         else:
             self.worker.meters.upstream(up.pool.cluster.name, "reset")
-            if up.reused and forwarding.retry(self, Failure.STALE, up.pool.cluster):
+            if not up.reused:
+                self.note(up, False)
+            if self.retry(Failure.STALE if up.reused else Failure.RESET, up.pool):
                 return
-            self._note(up, False)
+            if up.reused:  # one that was found closed says nothing, as long as another try follows
+                self.note(up, False)
             self._hop_error(up)
             self.refuse("upstream_reset", "")
+
+    def retry(self, failure: Failure, pool: EndpointPool) -> bool:
+        """Once more, where that may be; False: the failure stands."""
+        return retrying.retry(self, failure, pool.cluster, pool.endpoint.key)
+
+    def try_expired(self, up: Upstream) -> None:
+        """The sweep found the deadline of this exchange's connection past."""
+        if not retrying.by_time(self, up):
+            self.upstream_failed("upstream_timeout", "")
 
     def upstream_failed(self, flag: str, detail: str) -> None:
         """What came is not HTTP, or nothing came in time."""
         up = self.up
         if up is not None:
             self.worker.meters.upstream(up.pool.cluster.name, "timeout" if flag == "upstream_timeout" else "malformed")
-            if not self.started:
-                self._note(up, False)
+            retrying.give_up(self, up, flag)
+            if not (self.started or deadlines.cut_short(self, up, self.worker.now())):
+                self.note(up, False)
             self._hop_error(up)
         if self.started:
-            self._let_go()
+            self.let_go()
             self._cut(flag)
         else:
             self.refuse(flag, detail)
 
-    def _note(self, up: Upstream, ok: bool) -> None:
+    def note(self, up: Upstream, ok: bool) -> None:
         """How this try ended, for breaker and outliers."""
         cluster = up.pool.cluster
         if cluster.watch is not None:
@@ -350,7 +377,7 @@ class Relay:
         self.finish(close=False)
         self.down.abort()
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Drop the connection of an exchange that ends before its response did."""
         up, self.up = self.up, None
         if up is None or up.relay is not self:
@@ -372,19 +399,23 @@ class Relay:
             self.connecting.cancel()
         elif self.cluster is not None and self.up is None:
             self.cluster.forget(self)
-            self.refuse("shed", "no connection to the application became free in time")
+            late = deadlines.is_late(self, self.worker.now())
+            detail = "no connection to the application became free in time"
+            self.refuse("upstream_timeout" if late else "shed", detail)
 
     def refuse(self, flag: str, detail: str) -> None:
         """Answer with the flag's problem document, or cut a response that has begun."""
         if self.over:
             return
-        self._let_go()
+        self.let_go()
+        if self.pause is not None:
+            self.pause.cancel()
         if self.started:
             self._cut(flag)
             return
         row = FLAGS[flag]
         self.exchange.flag = row
-        if flag == "cluster_unavailable" and self.exchange.hop is not None and not self.in_doubt:
+        if flag in _UNAVAILABLE and self.exchange.hop is not None and not hops.may_have_arrived(self):
             hops.add_unavailable(self.exchange, self.exchange.hop)
         if not self.exchange.request_id:
             self.exchange.request_id = self.worker.random_id()
@@ -423,9 +454,13 @@ class Relay:
             return
         self.over = True
         if self.up is not None:
-            self._let_go()
+            self.let_go()
         exchange = self.exchange
-        self.worker.meters.exchange(exchange, self.worker.now() - exchange.started)
+        now = self.worker.now()
+        self.worker.meters.exchange(exchange, now - exchange.started)
+        if exchange.held is not None:
+            for one in exchange.held:
+                one.release(exchange, now)
         for step in self.worker.chain.completes:
             try:
                 step.complete(exchange)
@@ -440,6 +475,8 @@ class Relay:
             return
         if self.task is not None:
             self.task.cancel()
+        if self.pause is not None:
+            self.pause.cancel()
         if self.cluster is not None:
             self.cluster.forget(self)
         if not self.started:

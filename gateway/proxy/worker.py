@@ -152,6 +152,7 @@ class Worker:
             self.clusters.pop(name).retire()
         self.meters.tenant_series = view.tenant_series
         self.tokens.use(view.resolvers)
+        self.limiter.configure(view)
         self.view = view
         self.memo.clear()
 

@@ -132,7 +132,7 @@ _ROWS: Final = (
     Metric(
         "landbridge_cluster_share",
         Kind.GAUGE,
-        "Share of the clients with another region to go to that a cluster takes: below 1 while it comes back, 0 drained",
+        "Share of the clients with another region to go to that a cluster takes: below 1 while it comes back or drained",
         ("cluster",),
     ),
     Metric(
@@ -150,8 +150,8 @@ _ROWS: Final = (
     Metric(
         "landbridge_throttled_total",
         Kind.COUNTER,
-        "Requests that a limit had no room for, by scope (client, tenant, route, gateway), limit (rate, concurrency) and "
-        "outcome (refused; shadow: let through all the same)",
+        "Requests that a limit had no room for, by scope (client, tenant, route, gateway), limit (rate, concurrency) "
+        "and outcome (refused; shadow: let through all the same)",
         ("scope", "limit", "outcome"),
     ),
     Metric(
