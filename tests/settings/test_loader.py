@@ -125,7 +125,7 @@ MISTAKES = [
     ("tenancy: {resolvers: [{header: X-Tenant}]}", "tenancy.resolvers[0].header: expected a field that is neither the "
      'gateway\'s own nor HTTP\'s, such as X-Tenant-ID, got "X-Tenant"'),
     ("filters: {options: {region: 5}}", "filters.options.region: expected a mapping, got 5"),
-    ("filters: {options: {Region: {}}}", 'filters.options.Region: expected a filter: one of identify, tenant, region, forward, redirect, reply, headers, log, got the key "Region"'),
+    ("filters: {options: {Region: {}}}", 'filters.options.Region: expected a filter: one of identify, tenant, region, access, forward, redirect, reply, headers, log, got the key "Region"'),
     ("<<: {}", '"<<": expected a known key'),
     ("routes: [/]", 'routes[0]: expected a mapping, got "/"'),
     ("routes: [{prefix: /x}]", "routes[0].cluster: expected a cluster name of 1 to 63 of a-z 0-9 _ . -, got nothing"),
