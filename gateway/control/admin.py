@@ -20,7 +20,7 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.control import admin_answers as answers
-from gateway.control import shown, shown_replication
+from gateway.control import shown, shown_replication, shown_switches
 from gateway.control.admin_access import Caller, Claim, Failures, Refusal, judge
 from gateway.control.admin_audit import AuditLog, Entry
 from gateway.control.admin_openapi import REASON_CHARS_MAX, Change, Parameter, Route, document
@@ -299,6 +299,10 @@ async def gateways(request: web.Request) -> web.Response:
     return answer(shown_replication.gateways(facts_of(request)))
 
 
+async def switches(request: web.Request) -> web.Response:
+    return answer(shown_switches.switches(facts_of(request)))
+
+
 async def config(request: web.Request) -> web.Response:
     facts = facts_of(request)
     return answer(answers.Config(generation=facts.generation, config=shown.config(facts.settings)))
@@ -398,8 +402,26 @@ async def replace_workers(request: web.Request, change: Change) -> web.Response:
     return answer(made, 202)
 
 
+async def set_switch(request: web.Request, change: Change) -> web.Response:
+    """Set a region-wide switch, by a body such as {"value": "on", "for": "30m", "force": false, "reason": "..."}."""
+    facts = facts_of(request)
+    region, name = facts.settings.region, request.match_info["name"]
+    try:
+        wanted = shown_switches.wanted(name, await request.read(), change.actor, change.reason)
+    except ValueError as error:
+        return bad(str(error), region)
+    done = await facts.board.set(wanted)
+    match done.refused:
+        case "input":
+            return bad(done.detail, region)
+        case "safety":
+            return problem(409, "Refused by a rule of safety", f"{done.detail}; `force` does it all the same", region)
+    return answer(shown_switches.switches(facts, done.everywhere))
+
+
 # --- the table
 
+_SWITCH: Final = Parameter("name", "`failover-mode`, `max-traffic` or `drain`.")
 _TENANT_ID: Final = Parameter("id", "A tenant's id, in any case.")
 _PAGING: Final = (
     Parameter("filter", "`home:NAME`, `state:NAME`, `id:PART`; without a key, any of the three."),
@@ -433,6 +455,9 @@ ROUTES: Final = (
     Route("/api/v1/explain", "What would happen to a request, and why.", answers.Explained, explanation,
           parameters=_REQUEST, refusals=_BAD | _NO_MAP),
     Route("/api/v1/config", "The configuration that runs.", answers.Config, config),
+    Route("/api/v1/switches", "The region-wide switches.", answers.RegionSwitches, switches),
+    Route("/api/v1/switches/{name}", "Set a region-wide switch.", answers.RegionSwitches, change=set_switch,
+          parameters=(_SWITCH,), refusals=_BAD | {409: "A rule of safety forbids it, and it was not forced."}),
     Route("/api/v1/workers/replace", "Replace all workers.", answers.Asked, change=replace_workers, status=202,
           refusals={400: "There is no reason.", 409: "The gateway drains.", 503: "Nothing was done."}),
 )  # fmt: skip

@@ -39,6 +39,32 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str]
 
 
+class RegionSwitch(msgspec.Struct, frozen=True, kw_only=True):
+    """A region-wide switch: `value` is standby or all (failover-mode), requests a second (max-traffic) or on (drain),
+    null while it is off. `ends_in_s`: what is left of it, null without an end.
+    """
+
+    switch: str
+    value: str | None
+    by: str
+    why: str
+    since: str | None
+    until: str | None
+    ends_in_s: float | None
+
+
+class RegionSwitches(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them. `shares`: this region's clusters that do not take everybody who could go elsewhere. `problem`: why
+    the region's Redis cannot be asked; `everywhere`, of a change: whether it is in that Redis (null: there is none).
+    """
+
+    region: str
+    switches: list[RegionSwitch]
+    shares: dict[str, float]
+    problem: str | None
+    everywhere: bool | None = None
+
+
 class Pids(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway's processes; a replaced worker stays listed while it drains. `replicator`: with a map from Redis."""
 
@@ -183,7 +209,9 @@ class MapState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The gateway at a glance. `ready` is what `/readyz` says; `isolated`: no other region is heard of."""
+    """The gateway at a glance. `ready` is what `/readyz` says; `isolated`: no other region is heard of. `switches` are
+    the region-wide ones that are on.
+    """
 
     region: str
     fleet: str
@@ -198,6 +226,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     config: ConfigState
     map: MapState
     filters: FilterState
+    switches: list[RegionSwitch]
 
 
 class PeerGateway(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from gateway.control.keys.keeper import KeyKeeper
 from gateway.control.map_file import MapFile
 from gateway.control.reload import Configuration
 from gateway.control.sources.source import Source
+from gateway.control.switchboard import Switchboard
 from gateway.core.conditions import Conditions
 from gateway.core.view import View
 from gateway.settings.schema import Settings
@@ -79,6 +80,7 @@ class Facts:
     judge: Judge
     names: Names
     keys: KeyKeeper
+    board: Switchboard
     generation: int = 0
     draining: bool = False
     applied: dict[int, int] = field(default_factory=dict)

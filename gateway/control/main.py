@@ -65,6 +65,8 @@ from gateway.control.reload import (
 from gateway.control.sources.confirm import CONFIRMED_FILE
 from gateway.control.sources.kinds import SOURCES
 from gateway.control.sources.source import Ground
+from gateway.control.switchboard import Ground as SwitchGround
+from gateway.control.switchboard import Switchboard
 from gateway.control.tasks import TaskSet
 from gateway.control.watch import Watch
 from gateway.core.conditions import Conditions
@@ -126,6 +128,10 @@ class Control:
             program=__version__,
             rng=rng,
         )
+        self.board = Switchboard(
+            SwitchGround(state_dir, lambda: self.facts, self.rejudge, wall_ms),
+            self.judge.switched,
+        )
         self.facts = Facts(
             program=__version__,
             state_dir=state_dir,
@@ -140,6 +146,7 @@ class Control:
             judge=self.judge,
             names=self.names,
             keys=self.keys,
+            board=self.board,
         )
         self.config_watch = Watch(configuration.files, lambda: configuration.reload(FILE_CHANGED))
         self.confirmed_watch = Watch(lambda: [state_dir / CONFIRMED_FILE], self.confirmed)
@@ -167,6 +174,7 @@ class Control:
         """Serve until told to stop; the exit code."""
         facts = self.facts
         await self.names.use(facts.settings)
+        await asyncio.to_thread(self.board.load)
         self.cover()
         self.rejudge()
         await self.bus.start()
@@ -178,6 +186,7 @@ class Control:
             (self.confirmed_watch.run, "watch confirmations"),
             (facts.map_file.watch, "watch the map file"),
             (facts.map_file.keep_snapshot, "keep the map's snapshot"),
+            (self.board.run, "follow the region's switches"),
             (self.names.resolver.run, "resolve bare names"),
             (self.names.discovery.run, "follow names"),
             (self.tick, "judge by time"),
@@ -197,6 +206,7 @@ class Control:
         if facts.map_file.behind:
             await asyncio.to_thread(facts.map_file.write_snapshot)
         await self.probes.close()
+        await self.board.close()
         self.names.close()
         await self.keys.close()
         await self.bus.close()

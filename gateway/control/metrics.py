@@ -13,6 +13,7 @@ from gateway.bus.stats import Labels, read_series
 from gateway.control.facts import Facts
 from gateway.control.registry import drift
 from gateway.core.replication import parse_offset
+from gateway.core.switches import Name, rate_of
 from gateway.core.view import Ability
 from gateway.store.record import StoreError
 from gateway.telemetry.metrics import render
@@ -36,6 +37,7 @@ def gauges(facts: Facts) -> Gauges:
         ("landbridge_worker_replacements_total", (("result", "done"),)): facts.processes.replacements.done,
         ("landbridge_worker_replacements_total", (("result", "failed"),)): facts.processes.replacements.failed,
     }
+    _switches(facts, found)
     _clusters(facts, found)
     _names(facts, found)
     _keys(facts, found)
@@ -44,9 +46,19 @@ def gauges(facts: Facts) -> Gauges:
     return found
 
 
+def _switches(facts: Facts, found: Gauges) -> None:
+    on = facts.board.on()
+    for name in Name:
+        value = on[name].value if name in on else ""
+        rate = rate_of(value) if name is Name.MAX_TRAFFIC else None
+        found["landbridge_region_switch", (("switch", name.value),)] = bool(value) if rate is None else rate
+
+
 def _clusters(facts: Facts, found: Gauges) -> None:
     for name, cluster in facts.view.clusters.items():
         found["landbridge_cluster_able", (("cluster", name),)] = cluster.can_serve
+        if cluster.region is None:
+            found["landbridge_cluster_share", (("cluster", name),)] = cluster.share if cluster.can_serve else 0.0
         for endpoint in cluster.endpoints:
             labels = (("cluster", name), ("endpoint", endpoint.key))
             found["landbridge_endpoint_up", labels] = endpoint.up
@@ -75,7 +87,9 @@ def _peers(facts: Facts, found: Gauges) -> None:
     for region, condition in facts.conditions.peers.items():
         for cluster in sorted({*here, *condition.clusters}):
             labels = (("peer", region), ("cluster", cluster))
-            found["landbridge_peer_able", labels] = view.ability(region, cluster) is Ability.ABLE
+            able = view.ability(region, cluster) is Ability.ABLE
+            found["landbridge_peer_able", labels] = able
+            found["landbridge_peer_share", labels] = view.share(region, cluster) if able else 0.0
         skew_s = facts.judge.peers.skew_s(region)
         if skew_s is not None:
             found["landbridge_peer_skew_seconds", (("peer", region),)] = skew_s

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.control import admin_answers as answers
-from gateway.control import shown_replication
+from gateway.control import shown_replication, shown_switches
 from gateway.control.discovery.discovery import Shown
 from gateway.control.facts import Facts
 from gateway.control.peers import PeerGateway
@@ -67,6 +67,7 @@ def status(facts: Facts, now: float) -> answers.Status:
                 for (slot, name), error in sorted(facts.removed_filters.items())
             ),
         ),
+        switches=[row for row in shown_switches.rows(facts) if row.value is not None],
     )
 
 

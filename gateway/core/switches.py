@@ -18,6 +18,9 @@ FAILOVER_STANDBY: Final = "standby"
 FAILOVER_ALL: Final = "all"
 """Failover mode for whom this region stands by, or for every tenant that comes."""
 
+OFF: Final = ("off", "none", "")
+"""As operators write it."""
+
 RATE_MAX: Final = 10_000_000.0
 
 
