@@ -101,7 +101,7 @@ def read_keys(text: bytes | str) -> tuple[PublicKey, ...]:
         raise BadKeys(f"more than {SET_BYTES_MAX} bytes")
     try:
         found = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadKeys("no JSON") from None
     entries = found.get("keys") if isinstance(found, dict) else None
     if not isinstance(entries, list):
@@ -127,6 +127,8 @@ def _read(index: int, entry: object) -> PublicKey | None:
     if entry.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         return None
     kty, crv, alg, kid = (entry.get(name, "") for name in ("kty", "crv", "alg", "kid"))
+    if not all(isinstance(value, str) for value in (kty, crv, alg)):
+        return None
     if kty == "RSA":
         crv = ""
     if (kty, crv) not in ALGORITHMS.values() or (alg and ALGORITHMS.get(alg) != (kty, crv)):
