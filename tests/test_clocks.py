@@ -22,6 +22,7 @@ READERS = {
     ("gateway.supervisor", "datetime.now"): "the time of a log line",
     ("gateway.control.admin", "datetime.now"): "the time of a line of the audit log",
     ("gateway.cli.authors", "datetime.now"): "the time of a line of the audit log",
+    ("gateway.cli.region", "time.time_ns"): "what is shown of a switch that ends by itself",
     ("gateway.telemetry.access_log", "time.strftime"): "writes a time that it is given",
     ("gateway.telemetry.access_log", "time.gmtime"): "as above",
     ("gateway.proxy.main", "time.gmtime"): "log lines are in UTC",
@@ -32,7 +33,7 @@ READERS = {
     (
         "gateway.control.main",
         "time.time_ns",
-    ): "signs questions to peers; what operators are shown; tombstones' days",
+    ): "signs questions to peers; what operators are shown; tombstones' days; when a switch was set",
     (
         "gateway.control.watch",
         "time.time",

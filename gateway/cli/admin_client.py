@@ -11,7 +11,7 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,18 +22,29 @@ TIMEOUT_S: Final = 10.0
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 TOKEN_BYTES_MAX: Final = 4096
 SCHEMES: Final = {"http": 80, "https": 443}
+_CODES: Final = {400: Exit.BAD_INPUT, 409: Exit.REFUSED}
 
 
 def ask(
-    admin: str, path: str, query: Sequence[tuple[str, str]] = (), token_file: Path | None = None, insecure: bool = False
+    admin: str,
+    path: str,
+    query: Sequence[tuple[str, str]] = (),
+    token_file: Path | None = None,
+    insecure: bool = False,
+    change: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The body of one GET that was answered with 200. Ends the command with a line for everything else."""
+    """The body of one GET, or of one POST of `change`, that was answered with 200. Ends the command with a line for
+    everything else: with 2 where the change cannot be, with 3 where a rule of safety forbids it.
+    """
     base, local = _base(admin, insecure)
     fields = {"Accept": "application/json"}
     if token_file is not None:
         fields["Authorization"] = f"Bearer {_token(token_file)}"
+    data = None
+    if change is not None:
+        data, fields["Content-Type"] = json.dumps(change).encode(), "application/json"
     asked = urllib.request.Request(
-        f"{base}{path}?{urllib.parse.urlencode(query, errors='surrogateescape')}", headers=fields
+        f"{base}{path}?{urllib.parse.urlencode(query, errors='surrogateescape')}", data=data, headers=fields
     )
     opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if local else []))
     try:
@@ -42,7 +53,8 @@ def ask(
             status: int = response.status
     except urllib.error.HTTPError as error:
         with error:
-            fail(f"{base} answered {error.code}: {_detail(error)}")
+            code = Exit.FAILED if change is None else _CODES.get(error.code, Exit.FAILED)
+            fail(f"{base} answered {error.code}: {_detail(error)}", code)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         fail(f"{base} cannot be asked: {reason}")
