@@ -36,6 +36,8 @@ class Judge:
         self.addresses: dict[str, tuple[str, ...]] = {}
         self.discovered: dict[str, tuple[Target, ...]] = {}
         self.switched = Switched()
+        self.broken: frozenset[str] = frozenset()
+        """Clusters whose breaker is open in every worker."""
 
     def cover(
         self, settings: Settings, view: View, addresses: Addresses, discovered: Discovered = MappingProxyType({})
@@ -68,7 +70,7 @@ class Judge:
         self.health.settle(now)
         down = {name: keys for name, cluster in self.health.clusters.items() if (keys := cluster.down())}
         draining: dict[str, tuple[str, ...]] = {}
-        unable = [name for name, cluster in self.health.clusters.items() if not cluster.can_serve]
+        unable = [name for name, c in self.health.clusters.items() if not c.can_serve or name in self.broken]
         for region, gateways in self.peers.regions.items():
             name = REGION_CLUSTER + region
             self.isolation.heard(max((g.heard_at for g in gateways.values() if g.heard_at is not None), default=None))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.control.breakers import Breakers
 from gateway.control.conditions import Judge
 from gateway.control.discovery.names import Names
 from gateway.control.keys.keeper import KeyKeeper
@@ -81,6 +82,7 @@ class Facts:
     names: Names
     keys: KeyKeeper
     board: Switchboard
+    breakers: Breakers
     generation: int = 0
     draining: bool = False
     applied: dict[int, int] = field(default_factory=dict)

@@ -31,6 +31,7 @@ from gateway import __version__
 from gateway.bus.channel import Channel
 from gateway.bus.messages import (
     Applied,
+    BreakerTurned,
     Configured,
     ConnectFailures,
     FilterRemoved,
@@ -44,6 +45,7 @@ from gateway.bus.messages import (
 from gateway.bus.server import BusPeer, BusServer
 from gateway.control.admin import GATE, make_app
 from gateway.control.admin_listener import Listener
+from gateway.control.breakers import Breakers
 from gateway.control.conditions import TICK_S, Judge, describe
 from gateway.control.counters import Counters
 from gateway.control.discovery.names import Names
@@ -105,6 +107,7 @@ class Control:
         rng = random.Random()
         self.names = Names(state_dir, self.tasks, rng, self.addresses_changed, self.counters.lookup)
         self.keys = KeyKeeper(state_dir, self.tasks, lambda known: self.bus.broadcast(known), rng, self.counters.keys)
+        self.breakers = Breakers(lambda asked: self.bus.broadcast(asked), self.rejudge, asyncio.get_running_loop().time)
         self.checks = HealthChecks(self.judge.health, self.tasks, self.rejudge, rng)
         self.probes = PeerProbes(self.judge.peers, self.tasks, self.rejudge, rng, wall_ms)
         configuration = Configuration(
@@ -147,6 +150,7 @@ class Control:
             names=self.names,
             keys=self.keys,
             board=self.board,
+            breakers=self.breakers,
         )
         self.config_watch = Watch(configuration.files, lambda: configuration.reload(FILE_CHANGED))
         self.confirmed_watch = Watch(lambda: [state_dir / CONFIRMED_FILE], self.confirmed)
@@ -161,6 +165,7 @@ class Control:
         self.hears: dict[type, Callable[[BusPeer, Any], None]] = {
             Hello: self.hello,
             Applied: self.view_applied,
+            BreakerTurned: self.breakers.turned,
             ConnectFailures: self.connects_failed,
             FilterRemoved: self.filter_removed,
             KeyWanted: self.keys.wanted,
@@ -363,6 +368,7 @@ class Control:
         )
         self.probes.cover(view)
         self.keys.cover(settings)
+        self.breakers.cover(view)
 
     def addresses_changed(self) -> None:
         self.cover()
@@ -372,6 +378,7 @@ class Control:
         """Conclude from everything known, and tell the workers when that is something new."""
         facts = self.facts
         self.judge.isolation.heard(facts.tenants.heard_at)
+        self.judge.broken = self.breakers.unable(self.serving())
         found = self.judge.conclude(asyncio.get_running_loop().time())
         if found.isolated != self.kept_isolated:
             self.kept_isolated = found.isolated
@@ -417,7 +424,13 @@ class Control:
     def connected(self, peer: BusPeer) -> None:
         """Nothing yet: a worker says Hello first."""
 
+    def serving(self) -> list[BusPeer]:
+        """The workers that take new requests: not those that drain."""
+        pids = {worker.pid for worker in self.facts.processes.workers if worker.state == "serving"}
+        return [peer for peer in self.bus.peers if peer.hello is not None and peer.hello.pid in pids]
+
     def left(self, peer: BusPeer) -> None:
+        self.breakers.left(peer)
         self.map_seen.pop(peer, None)
         self.acknowledge()
 
@@ -443,6 +456,7 @@ class Control:
         peer.send(Configured(facts.generation, settings))
         peer.send(facts.conditions)
         self.keys.greet(peer)
+        self.breakers.greet(peer)
         peer.send(MapChanged(0, facts.writer.transaction(), generation=facts.writer.generation))
 
     def view_applied(self, peer: BusPeer, message: Applied) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 from gateway.bus.stats import Labels, read_series
 from gateway.control.facts import Facts
 from gateway.control.registry import drift
+from gateway.core.breaker import SHOWN
 from gateway.core.replication import parse_offset
 from gateway.core.switches import Name, rate_of
 from gateway.core.view import Ability
@@ -39,6 +40,7 @@ def gauges(facts: Facts) -> Gauges:
     }
     _switches(facts, found)
     _clusters(facts, found)
+    _breakers(facts, found)
     _names(facts, found)
     _keys(facts, found)
     _peers(facts, found)
@@ -62,6 +64,14 @@ def _clusters(facts: Facts, found: Gauges) -> None:
         for endpoint in cluster.endpoints:
             labels = (("cluster", name), ("endpoint", endpoint.key))
             found["landbridge_endpoint_up", labels] = endpoint.up
+
+
+def _breakers(facts: Facts, found: Gauges) -> None:
+    for name in facts.breakers.clusters:
+        found["landbridge_breaker_state", (("cluster", name), ("endpoint", ""))] = SHOWN[
+            facts.breakers.state((name, ""))
+        ]
+        found["landbridge_breaker_tenants", (("cluster", name),)] = facts.breakers.tenants(name)
 
 
 def _names(facts: Facts, found: Gauges) -> None:
