@@ -12,6 +12,7 @@ from filters.endpoint.reply import ReplyFilter
 from filters.inbound.access import AccessFilter
 from filters.inbound.identify import IdentifyFilter
 from filters.inbound.region import RegionFilter
+from filters.inbound.shed import ShedFilter
 from filters.inbound.tenant import TenantFilter
 from filters.inbound.throttle import ThrottleFilter
 from filters.outbound.headers import HeadersFilter
@@ -24,6 +25,7 @@ INBOUND: dict[str, FilterFactory] = {
     "region": RegionFilter,
     "access": AccessFilter,
     "throttle": ThrottleFilter,
+    "shed": ShedFilter,
 }
 ENDPOINT: dict[str, FilterFactory] = {
     "forward": ForwardFilter,

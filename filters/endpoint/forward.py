@@ -78,6 +78,7 @@ class ForwardFilter:
             forwarded_for=exchange.forwarded_for,
             request_id=exchange.request_id.encode("latin-1"),
             recorded=placement is not None and exchange.recorded,
+            priority="" if exchange.priority is None else exchange.priority.value,
         )
         exchange.hop_signature = signature_of(field)
         return field

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.core.http1.head import Request, Response
     from gateway.core.limits import Bucket, Refusal
     from gateway.core.routing import Decision
+    from gateway.core.shedding import Priority
     from gateway.core.tenancy import Memo, Resolved
     from gateway.core.tokens import Tokens
     from gateway.core.view import View
@@ -36,6 +37,26 @@ class Limiting(Protocol):
 
     def admit(self, exchange: Exchange) -> Refusal | None:
         """Charge this request to every limit that holds for it; what the first one says that has no room."""
+        ...
+
+
+class InHand(Protocol):
+    """Counts what an application has in hand."""
+
+    def take(self, exchange: Exchange, since: float) -> None:
+        """The application has the whole request, from `since` (monotonic seconds) on."""
+        ...
+
+    def release(self, exchange: Exchange, now: float) -> None:
+        """The head of its answer is here, or the exchange is over. Only the first call counts."""
+        ...
+
+
+class Shedder(Protocol):
+    """Refuses what is too much."""
+
+    def admit(self, exchange: Exchange, priority: Priority) -> None:
+        """Let a request in. Raises GatewayError(shed)."""
         ...
 
 
@@ -60,6 +81,11 @@ class Services(Protocol):
     @property
     def limiter(self) -> Limiting:
         """This worker's share of every limit."""
+        ...
+
+    @property
+    def shedder(self) -> Shedder:
+        """Who refuses load that is too much."""
         ...
 
     def map_complete(self) -> bool:
@@ -116,8 +142,9 @@ class Exchange:
     used up of the time to answer, `timeout_s` how long the client says that it waits (0: it does not say). `endpoint`
     names the endpoint filter that answers; `flag` is set when the gateway itself did, `retry_after_s` where it knows
     better than the flag when to come back. `refusal` is a limit's, `limited` the one to tell the client of, `held`
-    is released when the exchange is over. What is not known yet is a class attribute: making one costs nine stores,
-    not thirty.
+    is released when the exchange is over. `priority` is its class where load is shed, `counted_by` who counts it then,
+    and `in_hand_since` since when the application has it (0: it does not); `whole` once a body has come to its end.
+    What is not known yet is a class attribute: making one costs nine stores, not thirty.
     """
 
     client = ""
@@ -144,6 +171,10 @@ class Exchange:
     status = 0
     flag: Flag | None = None
     retry_after_s = 0
+    priority: Priority | None = None
+    counted_by: InHand | None = None
+    in_hand_since = 0.0
+    whole = False
     refusal: Refusal | None = None
     limited: Bucket | None = None
     held: tuple[Held, ...] | None = None

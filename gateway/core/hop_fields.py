@@ -19,6 +19,7 @@ from typing import Final
 
 from gateway.core.peering import PEER_PATH
 from gateway.core.placement import REGION_NAME, TENANT_ID, Failover, Placement, Version, parse_version
+from gateway.core.shedding import HOP_KEY
 from gateway.core.tenancy import RequestFacts
 from gateway.core.view import View
 
@@ -126,18 +127,20 @@ def sign(
     forwarded_for: bytes,
     request_id: bytes,
     recorded: bool = True,
+    priority: str = "",
 ) -> bytes:
     """The value of `Gateway-Hop` for a request to region `to`.
 
     `placement` is what we decided by; `recorded` false where that came from `tenancy.unknown`, not from the map
     (`ver=-`). `ts` is Unix seconds, `deadline_s` what is left of our `response` timeout. `host`, `forwarded_for` and
-    `request_id` are the values as they will be on the wire (`host` as the client sent it).
+    `request_id` are the values as they will be on the wire (`host` as the client sent it). `priority` is the request's
+    class where load is shed here; who does not know the key ignores it.
     """
     version = str(placement.version) if recorded else "-"
     body = (
         f"v=1; from={view.region}; to={to}; tenant={placement.tenant}; ver={version}; home={placement.home}; "
         f"standby={','.join(placement.standby)}; failover={placement.failover}; reason={reason}; "
-        f"deadline={max(deadline_s, 0.0):.1f}; ts={ts}"
+        f"deadline={max(deadline_s, 0.0):.1f}; ts={ts}{f'; {HOP_KEY}={priority}' if priority else ''}"
     ).encode("ascii")
     return _signed(view.hop_keys, body, (method, target, body, *_digests(host, forwarded_for, request_id)))
 

@@ -14,7 +14,8 @@ Pure: time is an argument.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil
 from typing import Final
@@ -30,6 +31,43 @@ class Priority(StrEnum):
 
 PRIORITIES: Final[dict[str, Priority]] = {priority.value: priority for priority in Priority}
 """By the text of a label, a header or a hop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shedding:
+    """How to shed. `low` and `high` bound one worker's limit for one cluster. `label` is the tenant label that names a
+    class, `header` (in lower case) the field in which a trusted proxy does; `routes` are all (prefix, class), the
+    longest first, or none where no route has a class. `shadow`: count, and refuse nothing."""
+
+    low: int
+    high: int
+    label: str
+    header: bytes | None = None
+    routes: tuple[tuple[bytes, Priority | None], ...] = ()
+    shadow: bool = False
+
+
+def class_of(
+    rules: Shedding, hop: Mapping[str, str] | None, claimed: Sequence[bytes], target: bytes, labels: Mapping[str, str]
+) -> Priority:
+    """A request's class: what the hop that it came by says; what a trusted proxy says (`claimed`, empty where nobody is
+    to be believed); the route's; the tenant's. Values that are no class, or contradict each other, say nothing."""
+    if hop is not None and (carried := PRIORITIES.get(hop.get(HOP_KEY, ""))) is not None:
+        return carried
+    if claimed:
+        words = {value.decode("latin-1").strip().lower() for value in claimed}
+        if len(words) == 1 and (said := PRIORITIES.get(words.pop())) is not None:
+            return said
+    for prefix, priority in rules.routes:
+        if target.startswith(prefix):
+            if priority is not None:
+                return priority
+            break
+    return PRIORITIES.get(labels.get(rules.label, ""), Priority.DEFAULT)
+
+
+HOP_KEY: Final = "priority"
+"""The key of `Gateway-Hop` in which the region that a request entered says its class."""
 
 RANKS: Final = 6
 """Bulk over its share, bulk, default over its share, default, critical over its share, critical."""

@@ -18,6 +18,7 @@ from gateway.core.breaker import BreakerRule
 from gateway.core.limits import Throttle
 from gateway.core.placement import Misroute
 from gateway.core.retry import RETRIES, Retries
+from gateway.core.shedding import Shedding
 
 REGION_CLUSTER: Final = "region:"
 """`region:eu-west-1` is the cluster of that region's gateways (their hop listeners)."""
@@ -285,6 +286,7 @@ class View:
     drain: Drain = Drain()
     probes: Probes = Probes()
     throttle: Throttle | None = None
+    shedding: Shedding | None = None
     workers: int = 1
     trusted_proxies: tuple[Network, ...] = ()
     hop_keys: tuple[bytes, ...] = ()

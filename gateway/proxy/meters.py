@@ -27,6 +27,7 @@ class Meters:
         self._tenants.pop(OTHER, None)
         self._upstream_rows: dict[str, tuple[int, dict[int, int]]] = {}
         self._other: dict[tuple[str, Labels], int] = {}
+        self._lag = -1
         self.connections = stats.series("landbridge_worker_connections", (("worker", str(slot)),), reset=True)
         self.overrides = stats.series("landbridge_overrides", (), reset=True)
 
@@ -108,6 +109,20 @@ class Meters:
         if index is None:
             index = self._other[key] = self._stats.series(name, labels)
         self._values[index] += by
+
+    def level(self, name: str, labels: Labels, value: int) -> None:
+        """Show what something stands at now: a series that ends with this process."""
+        key = (name, labels)
+        index = self._other.get(key)
+        if index is None:
+            index = self._other[key] = self._stats.series(name, labels, reset=True)
+        self._values[index] = value
+
+    def lag(self, seconds: float) -> None:
+        """How late a tick of this worker's loop came."""
+        if self._lag < 0:
+            self._lag = self._stats.histogram("landbridge_worker_lag_seconds")
+        self._stats.observe(self._lag, seconds)
 
     def gauge(self, index: int, value: int) -> None:
         self._values[index] = value

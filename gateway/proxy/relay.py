@@ -247,6 +247,8 @@ class Relay:
         down.write(head + body if body else head)
         if complete:
             self.finish()
+        elif exchange.counted_by is not None:
+            exchange.counted_by.release(exchange, now)
 
     def _frame(self, request: Request, response: Response, lines: list[bytes]) -> None:
         """Framing for the client of a body whose size is not known: chunked, or for HTTP/1.0 the connection's end."""
@@ -294,6 +296,8 @@ class Relay:
         self.note(up, True)
         if up.pool.cluster.config.region is not None:
             self.worker.meters.hop(up.pool.cluster.config.region, "served")
+        if exchange.counted_by is not None:
+            exchange.counted_by.release(exchange, self.worker.now())
         self.down.write(b"\r\n".join(lines) + rest)
         exchange.bytes_out += len(rest)
         self.down.tunnel()
@@ -458,6 +462,8 @@ class Relay:
         exchange = self.exchange
         now = self.worker.now()
         self.worker.meters.exchange(exchange, now - exchange.started)
+        if exchange.counted_by is not None:
+            exchange.counted_by.release(exchange, now)
         if exchange.held is not None:
             for one in exchange.held:
                 one.release(exchange, now)

@@ -49,6 +49,7 @@ from gateway.proxy.downstream import Downstream
 from gateway.proxy.limiter import Limiter
 from gateway.proxy.meters import Meters
 from gateway.proxy.pool import ClusterPool
+from gateway.proxy.shedder import Shedder
 from gateway.proxy.upstream import Phase, Upstream
 from gateway.store import seen
 from gateway.store.reader import Reader
@@ -114,6 +115,7 @@ class Worker:
             read_kept(state_dir),
         )
         self.overrides = Overrides()
+        self.shedder = Shedder(self.meters, slot, SWEEP_S)
         self._complete = False
         self._transaction = 0
         self._map_moved_at: float | None = None
@@ -138,6 +140,8 @@ class Worker:
     def swap(self, view: View) -> None:
         """Let `view` decide from the next request on. Pools, caches and counters stay; what it no longer names goes."""
         names = tuple(r.name for r in view.resolvers if isinstance(r, HeaderResolver))
+        if view.shedding is not None and view.shedding.header is not None:
+            names += (view.shedding.header,)
         secrets = tuple(r.header for r in view.resolvers if isinstance(r, JwtResolver))
         if (names, secrets) != self._resolvers:
             self._resolvers = names, secrets
@@ -153,6 +157,7 @@ class Worker:
         self.meters.tenant_series = view.tenant_series
         self.tokens.use(view.resolvers)
         self.limiter.configure(view)
+        self.shedder.configure(view, self.now())
         self.view = view
         self.memo.clear()
 
@@ -381,6 +386,8 @@ class Worker:
         for pool in self.clusters.values():
             if pool.watch is not None:
                 pool.watch.sweep(now)
+        if self.shedder.rules is not None:
+            self.shedder.tick(now)
         self.meters.gauge(self.meters.connections, len(self.downs))
         self.access_log.flush()
         if (demands := self.limiter.report(now)) is not None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gateway.core.placement import REGION_NAME, Misroute
 from gateway.core.view import REGION_CLUSTER
-from gateway.settings import identity, templates, throttling
+from gateway.settings import identity, shedding, templates, throttling
 from gateway.settings.document import Leaf, Node, Path, Table, described
 from gateway.settings.problems import nearest, shown
 from gateway.settings.scalars import (
@@ -263,6 +263,9 @@ _ROUTE: Final = {
     "allow": Key(Items(NETWORK, distinct=True), "Where there are some, only clients from these networks.", "[]"),
     "deny": Key(Items(NETWORK, distinct=True), "No client from these networks, whatever `allow` says.", "[]"),
     "throttle": Key(throttling.RULE, "All requests of this route together, over all gateways of a region."),
+    "priority": Key(
+        shedding.PRIORITY, "Its requests' class under overload ([how](protection.md#shedding)); else the tenant's."
+    ),
 }
 _TENANCY: Final = {
     "resolvers": Key(
@@ -445,6 +448,8 @@ ROOT: Final = Record(
         "drain": Key(Record(DrainSettings, _DRAIN), "How the gateway stops, counted from the signal."),
         "probes": Key(Record(ProbeSettings, _PROBES), "Exact paths, for the load balancer; GET and HEAD."),
         "throttle": Key(throttling.THROTTLE, "How much is let through ([how](protection.md#throttling))."),
+        "shedding": Key(shedding.SHEDDING, "Refuse what is too much, the least important first; `{}` is enough "
+                        "([how](protection.md#shedding))."),
         "tenant_map": Key(Record(_as_dict, _MAP), "Where placements come from."),
         "filters": Key(Record(_as_dict, _FILTERS), "Request policy.", effect=Effect.WORKERS),
         "dns": Key(Record(DnsSettings, _DNS), "How endpoints `dns://` and `srv://` are resolved."),

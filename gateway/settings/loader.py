@@ -292,6 +292,7 @@ def _settings(values: dict[str, Any], root: Table, sources: Sources) -> Settings
         probes=values.get("probes", ProbeSettings()),
         tenant_map=TenantMapSettings(**tenant_map),
         throttle=values.get("throttle"),
+        shedding=values.get("shedding"),
         filter_files=tuple(FilterFile(file.path, digest_of(file.text)) for file in sources.filters.files),
         filter_options=values.get("filters", {}).get("options", {}),
         dns=values.get("dns", DnsSettings()),

@@ -12,7 +12,7 @@ from typing import Final
 
 from gateway.core.placement import Misroute
 from gateway.core.view import REGION_CLUSTER
-from gateway.settings import redis_url, throttling, units
+from gateway.settings import redis_url, shedding, throttling, units
 from gateway.settings.document import Leaf, Listing, Node, Path, Table, described, dotted, find
 from gateway.settings.problems import nearest, shown
 from gateway.settings.scalars import FILTERS
@@ -42,6 +42,7 @@ def judge(settings: Settings, root: Table, walk: Walk, chosen: str) -> None:
     rules.replication()
     rules.times()
     throttling.judge(settings, rules.note, rules.is_bad)
+    shedding.judge(settings, rules.note, rules.is_bad)
 
 
 def judge_filters(

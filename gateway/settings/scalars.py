@@ -36,7 +36,8 @@ _CLUSTER_KEY: Final = r"[a-z0-9_.-]{1,63}|region:(?:\*|[a-z0-9-]{1,32})"
 _PATH: Final = re.compile(r"/[\x21\x22\x24-\x3e\x40-\x7e]*\Z")
 """A raw path: visible ASCII but `?` and `#`."""
 _TARGET: Final = re.compile(r"/[\x21\x22\x24-\x7e]*\Z")
-FILTERS: Final = ("identify", "tenant", "region", "access", "throttle", "forward", "redirect", "reply", "headers", "log")
+FILTERS: Final = ("identify", "tenant", "region", "access", "throttle", "shed",
+                  "forward", "redirect", "reply", "headers", "log")  # fmt: skip
 """The filters of the chain, by name: settings cannot import them, so a test holds this against their registries."""
 
 

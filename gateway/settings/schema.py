@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from gateway.core.placement import Misroute
+from gateway.core.shedding import Priority
 from gateway.settings.problems import masked_url
 
 DEFAULT_RETRIES: Final = 1
@@ -137,12 +138,23 @@ class ThrottleSettings(msgspec.Struct, frozen=True):
     exempt: ExemptSettings = ExemptSettings()
 
 
+class SheddingSettings(msgspec.Struct, frozen=True):
+    """`min` and `max` are for the whole gateway, of each cluster."""
+
+    min: int = 16
+    max: int = 10_000
+    label: str = "priority"
+    header: str | None = None
+    shadow: bool = False
+
+
 class RouteSettings(msgspec.Struct, frozen=True):
     prefix: str
     cluster: str
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     throttle: RuleSettings | None = None
+    priority: Priority | None = None
 
 
 class JwtSettings(msgspec.Struct, frozen=True):
@@ -324,6 +336,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     probes: ProbeSettings = ProbeSettings()
     tenant_map: TenantMapSettings
     throttle: ThrottleSettings | None = None
+    shedding: SheddingSettings | None = None
     filter_files: tuple[FilterFile, ...] = ()
     filter_options: dict[str, dict[str, object]] = {}
     dns: DnsSettings = DnsSettings()

@@ -32,7 +32,7 @@ from gateway.core.view import (
     View,
     region_cluster,
 )
-from gateway.settings import identity, templates, throttling, units
+from gateway.settings import identity, shedding, templates, throttling, units
 from gateway.settings.schema import REGION_TIMEOUTS, Address, BreakerSettings, ClusterSettings, Scheme, Settings
 
 BREAKER_REQUESTS_MIN: Final = 5
@@ -70,6 +70,7 @@ def build_view(settings: Settings, conditions: Conditions, generation: int) -> V
         drain=Drain(settings.drain.grace, settings.drain.limit),
         probes=Probes(settings.probes.live.encode("ascii"), settings.probes.ready.encode("ascii")),
         throttle=throttling.view_of(settings),
+        shedding=shedding.view_of(settings),
         workers=settings.workers,
         trusted_proxies=tuple(ipaddress.ip_network(network) for network in settings.trusted_proxies),
         hop_keys=tuple(key.encode() for key in settings.hop_keys),

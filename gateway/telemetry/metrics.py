@@ -216,6 +216,37 @@ _ROWS: Final = (
         "How far another region's clock is ahead of ours",
         ("peer",),
     ),
+    Metric(
+        "landbridge_shed_total",
+        Kind.COUNTER,
+        "Requests answered 503 `shed`, by class (critical, default, bulk; none: a connection whose request was not "
+        "read) and reason (limit: the application's, share: above the tenant's, worker: no time left, connections: "
+        "too many)",
+        ("class", "reason"),
+    ),
+    Metric(
+        "landbridge_shed_shadow_total",
+        Kind.COUNTER,
+        "Requests that would have been shed but for `shedding.shadow`",
+        ("class", "reason"),
+    ),
+    Metric(
+        "landbridge_concurrency",
+        Kind.GAUGE,
+        "Requests that a cluster has in hand, while shedding is on: whole requests that wait for an answer's head",
+        ("cluster",),
+    ),
+    Metric(
+        "landbridge_concurrency_limit",
+        Kind.GAUGE,
+        "Requests that a cluster may have in hand, over all workers: follows its latency",
+        ("cluster",),
+    ),
+    Metric(
+        "landbridge_worker_lag_seconds",
+        Kind.HISTOGRAM,
+        "How late workers' event loops come to a tick, while shedding is on: a steady 25 ms is a worker's overload",
+    ),
     Metric("landbridge_overrides", Kind.GAUGE, "Tenants for which another region's word stands above the map"),
     Metric(
         "landbridge_tenant_requests_total",

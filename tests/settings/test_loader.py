@@ -125,7 +125,7 @@ MISTAKES = [
     ("tenancy: {resolvers: [{header: X-Tenant}]}", "tenancy.resolvers[0].header: expected a field that is neither the "
      'gateway\'s own nor HTTP\'s, such as X-Tenant-ID, got "X-Tenant"'),
     ("filters: {options: {region: 5}}", "filters.options.region: expected a mapping, got 5"),
-    ("filters: {options: {Region: {}}}", 'filters.options.Region: expected a filter: one of identify, tenant, region, access, forward, redirect, reply, headers, log, got the key "Region"'),
+    ("filters: {options: {Region: {}}}", 'filters.options.Region: expected a filter: one of identify, tenant, region, access, throttle, shed, forward, redirect, reply, headers, log, got the key "Region"'),
     ("<<: {}", '"<<": expected a known key'),
     ("routes: [/]", 'routes[0]: expected a mapping, got "/"'),
     ("routes: [{prefix: /x}]", "routes[0].cluster: expected a cluster name of 1 to 63 of a-z 0-9 _ . -, got nothing"),
@@ -185,6 +185,14 @@ LATER = [
     ("throttle: {gateway: {rate: 1/s, concurency: 1}}", 'throttle.gateway.concurency: expected a known key (did you mean concurrency?), got "concurency"'),
     ("throttle: {exempt: {addresses: [10.0.0.1/8]}}", 'throttle.exempt.addresses[0]: expected a network such as 10.20.0.0/24, got "10.0.0.1/8"'),
     ("throttle: {exempt: {tenants: [ACME]}}", 'throttle.exempt.tenants[0]: expected a tenant id: 1 to 63 of a-z 0-9 - _, got "ACME"'),
+    ("shedding: {min: 0}", "shedding.min: expected a whole number from 1 to 1000000, got 0"),
+    ("shedding: {min: 20, max: 10}", "shedding.min: expected at most shedding.max (10), got 20"),
+    ("shedding: on", 'shedding: expected a mapping, got "on"'),
+    ("shedding: {label: a b}", "shedding.label: expected a label's name: 1 to 63 of A-Z a-z 0-9 . _ / -, got \"a b\""),
+    ("trusted_proxies: [10.0.0.0/8]\nshedding: {header: Host}", 'shedding.header: expected a field that is neither the gateway\'s own nor HTTP\'s, such as X-Priority, got "Host"'),
+    ("shedding: {header: X-Class}", 'shedding.header: expected trusted_proxies that may set it, of which there are none, got "X-Class"'),
+    ("routes: [{prefix: /, cluster: app, priority: high}]\nshedding: {}", 'routes[0].priority: expected critical, default or bulk, got "high"'),
+    ("routes: [{prefix: /, cluster: app, priority: bulk}]", 'routes[0].priority: expected shedding beside it: without that, no class has a meaning, got "bulk"'),
     ("routes: [{prefix: /, cluster: app, throttle: {burst: 1}}]", "routes[0].throttle.burst: expected a rate beside it: a burst is how many of its requests may come at once, got 1"),
     *[(f"clusters: {{app: {{endpoints: [], {key}}}}}", f"clusters.app.{path}: expected {expected}") for key, path, expected in [
         ("breaker: {}", "breaker", "no such key (breaker is not supported yet), got a mapping"),
@@ -599,7 +607,7 @@ def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
     for path, key, _ in every_key(keys.ROOT):
         if not key.default or isinstance(key.kind, Later) or path in elsewhere or ".health." in path or "[]." in path:
             continue
-        if path.startswith("throttle."):  # without the key there is no rule to have defaults
+        if path.startswith(("throttle.", "shedding.")):  # without the key there is no rule to have defaults
             continue
         if path in ("regions.<region>.gateways", "clusters.<cluster>.balance", "trusted_proxies", "hop_keys"):
             continue

@@ -1,0 +1,238 @@
+"""Sheds load: what one worker has in hand by cluster and tenant, its own overload, and who is refused for either.
+
+`admit` is asked by the filter `shed` for each request; whom it lets in counts from when the application has the whole
+request until the head of its answer is here: a client that sends or reads slowly, a stream of events and a tunnel take
+nothing of the limit, since they keep no application waiting. What latencies mean is judged once a tick, by the sweep.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from gateway.core.concurrency import SAMPLES_MAX, Concurrency
+from gateway.core.errors import GatewayError
+from gateway.core.exchange import Exchange
+from gateway.core.routing import Kind
+from gateway.core.shedding import (
+    FIRST_RANK,
+    RANKS,
+    Pressure,
+    Priority,
+    Shedding,
+    ceilings,
+    retry_spread_s,
+    share_in_hand,
+)
+from gateway.core.view import View
+
+if TYPE_CHECKING:
+    from gateway.proxy.meters import Meters
+
+LIMIT: Final = "limit"
+SHARE: Final = "share"
+WORKER: Final = "worker"
+CONNECTIONS: Final = "connections"
+"""Reasons: the application's limit, the tenant's share of it, this worker's own time, clients' connections."""
+DETAILS: Final = {
+    LIMIT: "the application has as many requests in hand as it can have",
+    SHARE: "this tenant has more than its share of the requests that the application can have in hand",
+    WORKER: "the gateway has no time left for more requests",
+}
+STATE: Final = "shedding"
+"""Series for the admin API alone, by cluster, worker and what: no metric has this name."""
+
+_LOCAL: Final = Kind.LOCAL
+
+
+class ClusterLimiter:
+    """One cluster's requests in hand. `ceilings` and `share` are the last tick's."""
+
+    __slots__ = ("ceilings", "done", "in_hand", "limit", "name", "offered", "peak", "refused", "samples", "share",
+                 "spread_s", "tenants")  # fmt: skip
+
+    def __init__(self, name: str, rules: Shedding, now: float) -> None:
+        self.name = name
+        self.limit = Concurrency(rules.low, rules.high, now)
+        self.in_hand = 0
+        self.peak = 0
+        self.done = 0
+        self.offered = 0
+        self.refused = 0
+        self.spread_s = 1
+        self.samples: list[float] = []
+        self.tenants: dict[str, int] = {}
+        self.ceilings = ceilings(self.limit.limit)
+        self.share = share_in_hand((), self.limit.limit)
+
+    def take(self, exchange: Exchange, since: float) -> None:
+        """From here on the application has the whole request. Only the first call counts."""
+        if exchange.in_hand_since:
+            return
+        tenants, tenant = self.tenants, exchange.tenant
+        exchange.in_hand_since = since
+        tenants[tenant] = tenants.get(tenant, 0) + 1
+        self.in_hand = in_hand = self.in_hand + 1
+        if in_hand > self.peak:
+            self.peak = in_hand
+
+    def release(self, exchange: Exchange, now: float) -> None:
+        """Its answer is here, or there will be none. May be called again."""
+        since = exchange.in_hand_since
+        if not since:
+            return
+        exchange.in_hand_since = 0.0
+        self.in_hand -= 1
+        tenants, tenant = self.tenants, exchange.tenant
+        left = tenants[tenant] - 1
+        if left:
+            tenants[tenant] = left
+        else:
+            del tenants[tenant]
+        if exchange.cluster != self.name:
+            return
+        if exchange.flag is None and exchange.response is not None:
+            if exchange.status >= 500:  # a failure may be quicker than any answer
+                return
+        elif now - since < self.limit.latency_s:  # who gave up waiting tells that it took at least so long
+            return
+        self.done += 1
+        if len(self.samples) < SAMPLES_MAX:
+            self.samples.append(now - since)
+
+    def tick(self, lag_s: float, now: float) -> None:
+        limit = self.limit
+        if limit.due(self.samples, now):
+            limit.end_window(self.samples, self.done, self.peak, lag_s, now)
+            self.samples, self.done, self.peak = [], 0, self.in_hand
+        self.ceilings = ceilings(limit.limit)
+        self.share = share_in_hand(self.tenants.values(), limit.limit)
+        self.spread_s = retry_spread_s(self.refused, self.offered)
+        self.offered = self.refused = 0
+
+
+class Shedder:
+    """All of one worker's shedding. `rules` None: it is off, and nobody asks it anything."""
+
+    def __init__(self, meters: Meters, slot: int, tick_s: float) -> None:
+        self.rules: Shedding | None = None
+        self.limiters: dict[str, ClusterLimiter] = {}
+        self.pressure = Pressure()
+        self.pressing = False
+        self._tick_s = tick_s
+        self._ticked = 0.0
+        self._meters = meters
+        self._slot = slot
+        self._offered = [0] * RANKS
+        self._tenants: Counter[str] = Counter()
+
+    def configure(self, view: View, now: float) -> None:
+        """Take a new View's rules; limits that its clusters still have go on from where they are."""
+        rules, self.rules = view.shedding, view.shedding
+        gone = [name for name in self.limiters if rules is None or name not in view.clusters]
+        for name in gone:
+            limiter = self.limiters.pop(name)
+            limiter.in_hand = 0
+            self._show(limiter, 0.0)
+        if rules is None:
+            self.pressure, self.pressing = Pressure(), False
+            return
+        self._ticked = self._ticked or now
+        for limiter in self.limiters.values():
+            limiter.limit.bound(rules.low, rules.high)
+
+    # ---- per request
+
+    def admit(self, exchange: Exchange, priority: Priority) -> None:
+        """Let a request in, or raise GatewayError(shed)."""
+        if self.pressing:
+            self._press(exchange, priority)
+        decision = exchange.decision
+        if decision is None or decision.kind is not _LOCAL or exchange.counted_by is not None:
+            return  # carried elsewhere: that region's gateway knows how its application does
+        limiter = self.limiters.get(decision.cluster)
+        if limiter is None:
+            limiter = self._begin(decision.cluster, exchange.started)
+        limiter.offered += 1
+        over = limiter.tenants.get(exchange.tenant, 0) >= limiter.share
+        rank = FIRST_RANK[priority] if over else FIRST_RANK[priority] + 1
+        if limiter.in_hand >= limiter.ceilings[rank]:
+            limiter.refused += 1
+            alone = over and limiter.in_hand < limiter.ceilings[rank + 1]
+            self._refuse(exchange, priority, SHARE if alone else LIMIT, limiter.spread_s)
+        exchange.counted_by = limiter
+        if not exchange.request.length or exchange.whole:
+            limiter.take(exchange, exchange.started)
+
+    def _press(self, exchange: Exchange, priority: Priority) -> None:
+        """This worker has no time left: refuse the ranks' shares of what comes."""
+        pressure = self.pressure
+        self._tenants[exchange.tenant] = count = self._tenants[exchange.tenant] + 1
+        rank = FIRST_RANK[priority] + (count <= pressure.level)
+        self._offered[rank] += 1
+        chance = pressure.chances[rank]
+        if chance and random.random() < chance:
+            self._refuse(exchange, priority, WORKER, retry_spread_s(round(100 * pressure.refused), 100))
+
+    def _refuse(self, exchange: Exchange, priority: Priority, reason: str, spread_s: int) -> None:
+        assert self.rules is not None
+        labels = (("class", priority.value), ("reason", reason))
+        if self.rules.shadow:
+            self._meters.count("landbridge_shed_shadow_total", labels)
+            return
+        self._meters.count("landbridge_shed_total", labels)
+        exchange.retry_after_s = 1 + int(random.random() * spread_s)
+        exchange.reason = f"{priority.value}:{reason}"
+        raise GatewayError("shed", DETAILS[reason])
+
+    def _begin(self, cluster: str, now: float) -> ClusterLimiter:
+        assert self.rules is not None
+        limiter = self.limiters[cluster] = ClusterLimiter(cluster, self.rules, now)
+        return limiter
+
+    # ---- connections
+
+    def turns_away(self) -> bool:
+        """Whether a new connection is to be answered 503 by its first request, because this worker has no time."""
+        if not self.pressing or self.rules is None:
+            return False
+        if random.random() >= self.pressure.refused:
+            return False
+        if self.rules.shadow:
+            self._meters.count("landbridge_shed_shadow_total", (("class", "none"), ("reason", WORKER)))
+            return False
+        return True
+
+    def count_connection(self, reason: str) -> int:
+        """A connection was turned away; the `Retry-After` for it in seconds."""
+        self._meters.count("landbridge_shed_total", (("class", "none"), ("reason", reason)))
+        return 1 + int(random.random() * retry_spread_s(1, 1))
+
+    # ---- the sweep
+
+    def tick(self, now: float) -> None:
+        """Every 100 ms while shedding is on: judge what the last one brought."""
+        late_s = max(0.0, now - self._ticked - self._tick_s)
+        self._ticked = now
+        pressure = self.pressure
+        pressure.tick(late_s, self._offered, self._tenants.values())
+        self.pressing = pressure.refused > 0.0
+        if self._tenants:
+            self._offered, self._tenants = [0] * RANKS, Counter()
+        self._meters.lag(late_s)
+        for limiter in self.limiters.values():
+            limiter.tick(pressure.lag_s, now)
+            self._show(limiter, limiter.limit.limit)
+
+    def _show(self, limiter: ClusterLimiter, limit: float) -> None:
+        cluster = ("cluster", limiter.name)
+        self._meters.level("landbridge_concurrency", (cluster,), limiter.in_hand)
+        self._meters.level("landbridge_concurrency_limit", (cluster,), round(limit))
+        for what, value in (
+            ("limit", round(limit)),
+            ("in_hand", limiter.in_hand),
+            ("latency_us", int(limiter.limit.latency_s * 1e6)),
+            ("unqueued_us", int(limiter.limit.unqueued_s * 1e6)),
+        ):
+            self._meters.level(STATE, (cluster, ("worker", str(self._slot)), ("what", what)), value)
