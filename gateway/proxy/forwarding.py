@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.core.errors import GatewayError
 from gateway.core.filtering import Forward
-from gateway.core.following import SENDS_MAX, Unconnected
+from gateway.core.following import Unconnected
 from gateway.core.http1.head import CHUNKED
-from gateway.core.retry import REPLAY_BYTES_MAX, Failure, may_retry
-from gateway.core.view import Cluster
-from gateway.proxy import hops
+from gateway.core.retry import REPLAY_BYTES_MAX, Failure
+from gateway.proxy import deadlines, hops
+from gateway.proxy.watch import refusal
 
 if TYPE_CHECKING:
     from gateway.proxy.pool import ClusterPool, EndpointPool
@@ -29,7 +29,10 @@ def forward(relay: Relay, answer: Forward) -> None:
     exchange = relay.exchange
     request = exchange.request
     cluster = relay.worker.cluster(answer.cluster)
-    relay.cluster = cluster
+    if relay.cluster is not cluster:
+        relay.cluster = cluster
+        relay.tries_left = cluster.config.retries
+        cluster.budget.requests += 1
     exchange.cluster = answer.cluster
     lines = [
         b"%b %b HTTP/1.1" % (request.method, request.target),
@@ -46,7 +49,6 @@ def forward(relay: Relay, answer: Forward) -> None:
             lines.append(b"Expect: 100-continue")
     lines.append(b"\r\n")
     relay.head = b"\r\n".join(lines)
-    relay.tries_left = cluster.config.retries
     acquire(relay, cluster)
 
 
@@ -56,19 +58,26 @@ def waits(relay: Relay) -> bool:
     return length == CHUNKED or length > REPLAY_BYTES_MAX
 
 
-def acquire(relay: Relay, cluster: ClusterPool) -> None:
-    """A connection at once, or later through `connected` or `connect_failed`."""
+def acquire(relay: Relay, cluster: ClusterPool, fresh: bool = False) -> None:
+    """A connection at once, or later through `connected` or `connect_failed`; with `fresh` none that was used."""
     now = relay.worker.now()
     try:
-        if cluster.watch is not None:
-            cluster.watch.admit(relay.exchange.tenant, now)
-        up = cluster.acquire(relay, now)
+        watch = cluster.watch
+        if watch is not None and (refusing := watch.admit(relay.exchange.tenant, now)) is not None:
+            relay.exchange.retry_after_s = refusing.retry_after_s(now)
+            raise refusal(refusing, watch)
+        up = None
+        if fresh:
+            cluster.acquire_new(relay, now)
+        else:
+            up = cluster.acquire(relay, now)
     except GatewayError as error:
         not_acquired(relay, cluster, error)
         return
     if up is not None:
         connected(relay, up, now)
     else:
+        relay.deadline = deadlines.bounded(relay, relay.deadline)
         relay.hold_body()
 
 
@@ -80,18 +89,31 @@ def connected(relay: Relay, up: Upstream, now: float) -> None:
     config = up.pool.cluster.config
     if config.region is not None:
         relay.sends += 1
-        relay.asked_at = now if relay.request_sent else 0.0
         if waits(relay):
             _ask_first(relay, up, now)
             return
     body = relay.body
     assert body is not None
-    data = relay.head if not body else b"".join((relay.head, *body))
+    head, by = relay.head, 0.0
+    exchange = relay.exchange
+    if relay.retried or relay.asked_at or exchange.timeout_s or exchange.hop is not None or config.retry.per_try_s:
+        if config.region is None:
+            head = deadlines.with_time(relay, up.pool.cluster, now)
+        by = deadlines.ends_at(relay)
+        if relay.request_sent:
+            by = deadlines.due(relay, up.pool.cluster, now)
+    elif relay.request_sent:  # the plain path: the first try, and nobody but the configuration limits it
+        relay.asked_at = now
+        relay.response_s = own = config.timeouts.response
+        by = now + own
+    data = head if not body else b"".join((head, *body))
     if relay.request_sent:
-        up.begin(relay, data, now + response_s(relay, config))
+        up.begin(relay, data, by)
         return
+    deadlines.account(relay, now)
+    relay.asked_at = 0.0
     relay.down.hold_reading(False)  # before the write, which may find the other side stalled and hold again
-    up.begin(relay, data, 0.0)
+    up.begin(relay, data, by)
     if relay.exchange.request.expect and config.region is None:
         to_continue(relay)
 
@@ -101,17 +123,7 @@ def _ask_first(relay: Relay, up: Upstream, now: float) -> None:
     relay.hold_body()
     relay.awaits_100 = True
     relay.withheld, relay.request_sent = relay.request_sent, False
-    relay.asked_at = now
-    up.begin(relay, relay.head, now + response_s(relay, up.pool.cluster.config))
-
-
-def response_s(relay: Relay, config: Cluster) -> float:
-    """Seconds until the head must be here: what peers have left of them, and over a hop what the sender has."""
-    exchange = relay.exchange
-    own, hop = config.timeouts.response, exchange.hop
-    if hop is not None:
-        return max(0.1, min(own, hop.deadline_s - hops.HOP_MARGIN_S))
-    return own if config.region is None else own - exchange.waited_s
+    up.begin(relay, relay.head, deadlines.due(relay, up.pool.cluster, now))
 
 
 def to_continue(relay: Relay) -> None:
@@ -131,11 +143,11 @@ def continued(relay: Relay) -> None:
     withhold_no_more(relay)
     body, relay.body = relay.body, None
     if relay.request_sent:
-        relay.asked_at = now = relay.worker.now()
-        up.deadline = now + response_s(relay, up.pool.cluster.config)
+        relay.asked_at = 0.0  # the wait for a 100 is none for an answer
+        up.deadline = deadlines.due(relay, up.pool.cluster, relay.worker.now())
     else:
         relay.asked_at = 0.0
-        up.deadline = 0.0
+        up.deadline = deadlines.ends_at(relay)
         relay.down.hold_reading(False)
     if body:
         up.transport.write(b"".join(body))
@@ -170,11 +182,16 @@ def request_end(relay: Relay, data: bytes) -> None:
         request_data(relay, data)
         return
     relay.request_sent = True
+    exchange = relay.exchange
+    exchange.whole = True
+    if exchange.counted_by is not None:
+        exchange.counted_by.take(exchange, relay.worker.now())
     if data:
         request_data(relay, data)
+    if relay.exchange.hop is not None:
+        relay.received_at = relay.worker.now()
     if relay.up is not None and not relay.started:
-        relay.asked_at = now = relay.worker.now()
-        relay.up.deadline = now + response_s(relay, relay.up.pool.cluster.config)
+        relay.up.deadline = deadlines.due(relay, relay.up.pool.cluster, relay.worker.now())
 
 
 # ---- when a try fails
@@ -188,12 +205,15 @@ def connect_failed(relay: Relay, pool: EndpointPool) -> None:
     relay.worker.meters.upstream(cluster.name, "connect_failed")
     relay.tried += (pool.endpoint.key,)
     relay.timed_out = False
-    if retry(relay, Failure.CONNECT, cluster):
+    if relay.retry(Failure.CONNECT, pool):
+        return
+    if deadlines.is_late(relay, relay.worker.now()):
+        relay.refuse("upstream_timeout", "")
         return
     region = cluster.config.region
     if region is not None:
         _unconnected(relay, cluster, "region_unreachable", f"no gateway of {region} could be connected")
-    elif relay.exchange.hop is not None and not relay.in_doubt:
+    elif relay.exchange.hop is not None and not hops.may_have_arrived(relay):
         _unconnected(relay, cluster, "cluster_unavailable", "no endpoint of the application could be connected")
     else:
         _unconnected(relay, cluster, "upstream_connect", "")
@@ -201,7 +221,12 @@ def connect_failed(relay: Relay, pool: EndpointPool) -> None:
 
 def not_acquired(relay: Relay, cluster: ClusterPool, error: GatewayError) -> None:
     """The pool has no endpoint that is worth a try, or no place to wait."""
-    if error.flag.name in ("shed", "breaker_open"):
+    rule = cluster.config.breaker
+    if error.flag.name == "breaker_open" and rule is not None and rule.fallback and not relay.fell_back:
+        relay.fell_back = True  # once: the fallback's own fallback would be a search
+        relay.exchange.reason = "fallback"
+        forward(relay, Forward(rule.fallback, "fallback"))
+    elif error.flag.name == "shed":
         relay.refuse(error.flag.name, error.detail)
     else:
         _unconnected(relay, cluster, error.flag.name, error.detail)
@@ -216,19 +241,3 @@ def _unconnected(relay: Relay, cluster: ClusterPool, flag: str, detail: str) -> 
         relay.refuse(flag, detail)
     else:
         hops.follow(relay, Unconnected(flag), region or relay.exchange.view.region, detail)
-
-
-def retry(relay: Relay, failure: Failure, cluster: ClusterPool) -> bool:
-    """Once more to the same cluster, where that is safe and allowed. Whether it was (or ended in a refusal)."""
-    wrote = failure is not Failure.CONNECT
-    if wrote and cluster.config.region is not None and relay.sends >= SENDS_MAX:
-        return False
-    if not may_retry(failure, relay.exchange.request.method, wrote, relay.body is not None, relay.tries_left):
-        return False
-    relay.in_doubt |= wrote
-    relay.tries_left -= 1
-    relay.up = None
-    withhold_no_more(relay)
-    relay.worker.meters.retry(cluster.name)
-    acquire(relay, cluster)
-    return True

@@ -6,20 +6,20 @@ and its endpoint filter runs again, so that a second hop is signed anew.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.core.exchange import Exchange
 from gateway.core.following import Event, Trail, flag_of
 from gateway.core.following import follow as next_step
 from gateway.core.hop import Hop, Serve, Unavailable, Verdict, judge, read_verdict, sign_verdict, unavailable
 from gateway.core.http1.head import Response
+from gateway.core.patience import WAY_BACK_S
 from gateway.core.routing import ENDPOINTS, Kind, reads, unknown_placement
+from gateway.proxy import deadlines
 
 if TYPE_CHECKING:
     from gateway.proxy.relay import Relay
 
-HOP_MARGIN_S: Final = 0.5
-"""What is left of a hop's deadline for the way back (DESIGN 5.4). With less than that left, there is no next hop."""
 
 
 class PeerRefusal(NamedTuple):
@@ -61,8 +61,7 @@ def refused(relay: Relay, region: str, refusal: PeerRefusal) -> None:
     if isinstance(refusal.verdict, Verdict):
         worker.overrides.put(exchange.tenant, refusal.verdict, worker.now())
         worker.meters.gauge(worker.meters.overrides, len(worker.overrides.items))
-    if relay.asked_at:
-        exchange.waited_s += worker.now() - relay.asked_at
+    deadlines.account(relay, worker.now())
     follow(relay, refusal.verdict, region, refusal.detail)
 
 
@@ -83,7 +82,7 @@ def follow(relay: Relay, event: Event, region: str, detail: str) -> None:
     decision, trail = step.decision, step.trail
     if decision.kind is Kind.INTERNAL_REDIRECT:
         cluster = view.clusters.get(decision.cluster)
-        if cluster is None or cluster.timeouts.response - exchange.waited_s <= HOP_MARGIN_S:
+        if cluster is None or deadlines.for_a_hop(relay, cluster, relay.worker.now()) <= WAY_BACK_S:
             relay.refuse(flag_of(event), detail)
             return
     elif decision.kind is Kind.REJECT:

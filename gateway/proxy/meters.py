@@ -93,8 +93,11 @@ class Meters:
         """A try that brought no response head."""
         self.count("landbridge_upstream_requests_total", (("cluster", cluster), ("outcome", outcome)))
 
-    def retry(self, cluster: str) -> None:
-        self.count("landbridge_retries_total", (("cluster", cluster), ("outcome", "retried")))
+    def retry(self, cluster: str, outcome: str) -> None:
+        self.count("landbridge_retries_total", (("cluster", cluster), ("outcome", outcome)))
+
+    def not_retried(self, cluster: str, reason: str) -> None:
+        self.count("landbridge_not_retried_total", (("cluster", cluster), ("reason", reason)))
 
     def hop(self, peer: str, outcome: str) -> None:
         self.count("landbridge_hops_total", (("peer", peer), ("outcome", outcome)))

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from gateway.core.balancing import least_request
 from gateway.core.errors import GatewayError
+from gateway.core.retry_budget import Budget
 from gateway.core.view import Cluster, Endpoint
-from gateway.proxy import forwarding
+from gateway.proxy import deadlines, forwarding
 from gateway.proxy.upstream import Upstream
+from gateway.proxy.watch import Watch
 
 if TYPE_CHECKING:
     from gateway.proxy.relay import Relay
@@ -24,22 +26,6 @@ FAILURES_DOWN: Final = 3
 """Connects in a row that fail before an endpoint counts as down (DESIGN 5.1)."""
 LOCAL_DOWN_S: Final = 2.0
 """How long a worker trusts its own three failures; control's word takes their place long before, if it lives."""
-
-
-class ClusterWatch(Protocol):
-    """What is told how tries at a cluster ended, and asked whether there may be another one."""
-
-    def admit(self, tenant: str, now: float) -> None:
-        """Called before each try. Raises GatewayError(breaker_open)."""
-        ...
-
-    def note(self, pool: EndpointPool, tenant: str, ok: bool, seconds: float, now: float) -> None:
-        """One try ended: told once for each, at the response's head or when there will be none.
-
-        Not ok: status 500 and above, reset, timeout, malformed, no connection. Never told: a client that left, a
-        pooled connection that was found closed and replaced, a try that waited for a connection in vain.
-        """
-        ...
 
 
 class EndpointPool:
@@ -94,7 +80,7 @@ class EndpointPool:
 class ClusterPool:
     """All of one cluster's connections in this worker, and the exchanges that wait for one."""
 
-    watch: ClusterWatch | None = None
+    watch: Watch | None = None
 
     def __init__(self, worker: Worker, config: Cluster) -> None:
         self.worker = worker
@@ -106,16 +92,26 @@ class ClusterPool:
         self.weighted = False
         self.size = 0
         self.waiting: deque[Relay] = deque()
+        self.budget = Budget(config.retry.budget)
         self.configure(config)
 
     def configure(self, config: Cluster) -> None:
         """Take a new View's cluster: endpoints that stay keep their connections, those that left lose idle ones."""
         self.config = config
+        self.budget.use(config.retry.budget)
+        if config.breaker is None:
+            self.watch = None
+        elif self.watch is None:
+            self.watch = Watch(self.worker, self.name, config.breaker)
+        else:
+            self.watch.use(config.breaker)
         kept: dict[str, EndpointPool] = {}
         for endpoint in config.endpoints:
             pool = self.endpoints.pop(endpoint.key, None) or EndpointPool(self, endpoint)
             if endpoint.up and not pool.endpoint.up:  # control says that it is back: forget our own count
                 pool.failures, pool.down_until = 0, 0.0
+                if self.watch is not None:
+                    self.watch.heal(self.worker.now())
             pool.endpoint = endpoint
             kept[endpoint.key] = pool
         gone = self.endpoints
@@ -148,14 +144,23 @@ class ClusterPool:
                 pool.busy += 1
                 return up
             up.close_idle()
+        self._make(pool, relay, now)
+        return None
+
+    def acquire_new(self, relay: Relay, now: float) -> None:
+        """As `acquire`, never by a warm connection: those of an application that died are all dead, and the first to
+        be found so is no better than the next. Raises GatewayError."""
+        self._make(self._choose(relay, now), relay, now)
+
+    def _make(self, pool: EndpointPool, relay: Relay, now: float) -> None:
+        """Open a connection, or wait for one. Raises GatewayError(shed)."""
         if self.size >= self.config.connections_max and not self._evict():
             if len(self.waiting) >= self.config.pending_max:
                 raise GatewayError("shed", "every connection to the application is in use, and the queue is full")
             relay.deadline = now + self.config.timeouts.connect
             self.waiting.append(relay)
-            return None
+            return
         self._open(pool, relay)
-        return None
 
     def _choose(self, relay: Relay, now: float) -> EndpointPool:
         ready = [pool for pool in self.usable if pool.down_until <= now]
@@ -193,7 +198,8 @@ class ClusterPool:
     async def _connect(self, pool: EndpointPool, relay: Relay) -> None:
         """Make one connection for one relay. The sweep cancels it at `timeouts.connect`."""
         endpoint = pool.endpoint
-        relay.deadline = self.worker.now() + self.config.timeouts.connect
+        began = self.worker.now()
+        relay.deadline = deadlines.bounded(relay, began + self.config.timeouts.connect)
         up = Upstream(self.worker, pool)
         try:
             await self.worker.loop.create_connection(lambda: up, endpoint.address, endpoint.port)
@@ -208,7 +214,8 @@ class ClusterPool:
                 up.abort()
             relay.connecting = None
             if isinstance(error, OSError) or relay.timed_out:
-                self._failed(pool, relay)
+                if isinstance(error, OSError) or not deadlines.is_late(relay, self.worker.now()):
+                    self._failed(pool, began)  # and not because the client waits no longer
                 forwarding.connect_failed(relay, pool)
                 return
             raise
@@ -219,12 +226,13 @@ class ClusterPool:
         else:
             forwarding.connected(relay, up, self.worker.now())
 
-    def _failed(self, pool: EndpointPool, relay: Relay) -> None:
+    def _failed(self, pool: EndpointPool, began: float) -> None:
+        now = self.worker.now()
         if self.watch is not None:
-            self.watch.note(pool, relay.exchange.tenant, False, self.config.timeouts.connect, self.worker.now())
+            self.watch.note(pool, "", False, now - began, now)
         pool.failures += 1
         if pool.failures >= FAILURES_DOWN:
-            pool.down_until = self.worker.now() + LOCAL_DOWN_S
+            pool.down_until = now + LOCAL_DOWN_S
             self.worker.report_failures(self.name, pool.endpoint.key, pool.failures)
 
     def hand_over(self, up: Upstream, now: float) -> None:

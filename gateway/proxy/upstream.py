@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from gateway.core.errors import GatewayError
 from gateway.core.http1.body import BodyError, ChunkedReader
 from gateway.core.http1.head import UNTIL_CLOSE, Response, parse_response
+from gateway.proxy import deadlines
 
 if TYPE_CHECKING:
     from gateway.proxy.pool import EndpointPool
@@ -137,16 +138,18 @@ class Upstream(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The application does not read: wait for it as long as for a body, and let the client wait."""
         if self.relay is not None:
-            self.deadline = self.worker.now() + self.pool.cluster.config.timeouts.body
+            stalls = self.worker.now() + self.pool.cluster.config.timeouts.body
+            self.deadline = deadlines.bounded(self.relay, stalls) if self.phase is _HEAD else stalls
             self.relay.down.hold_reading(True)
 
     def resume_writing(self) -> None:
         relay = self.relay
         if relay is not None:
             if self.phase is _HEAD:
-                timeouts = self.pool.cluster.config.timeouts
+                relay.asked_at = 0.0
                 waits = relay.request_sent or relay.awaits_100
-                self.deadline = self.worker.now() + timeouts.response if waits else 0.0
+                now = self.worker.now()
+                self.deadline = deadlines.due(relay, self.pool.cluster, now) if waits else deadlines.ends_at(relay)
             elif self.phase is _TUNNEL:
                 self.deadline = 0.0
             relay.down.hold_reading(False)
