@@ -71,9 +71,12 @@ def targets(demands: Sequence[float], total: float, floor: float) -> list[float]
     return [floor + part + left for part in filled]
 
 
-def grant(target: float, total: float, others: float, floor: float) -> float:
-    """What may be held at once, while the others still hold `others`: the floor is always there."""
-    return max(min(floor, total), min(target, total - others))
+def grant(target: float, total: float, others: float, floor: float, held: float = 0.0) -> float:
+    """What may be held at once by somebody who holds `held`, while the others still hold `others`.
+
+    The floor is always there; and who is to hold less need not go below that because others have yet to.
+    """
+    return max(min(floor, total), target if held >= target else min(target, total - others))
 
 
 def drift(share: float, equal: float, silent_s: float) -> float:
@@ -126,22 +129,23 @@ class Answer(NamedTuple):
 class Row:
     """One gateway. `using` is the divisor that it said it uses, or a smaller one that it was told of: what it may hold.
 
-    So are the shares in `keys`: of what it said and what it was granted the larger. `knows`: how many gateways it was
-    told of, which it drifts by. `hot_at`: when each key was last asked for.
+    So are the shares in `keys`: of what it said and what it was granted the larger. `hot_at`: when each key was last
+    asked for.
     """
 
     seen: float
     using: int
-    knows: int = 1
     keys: dict[str, Report] = field(default_factory=dict)
     hot_at: dict[str, float] = field(default_factory=dict)
+
+    def part(self, gateways: int) -> float:
+        """Its equal part, which it drifts to when it hears nothing. All of these together are never above the whole."""
+        return 1.0 / self.using if self.using else FLOOR / gateways
 
     def holds(self, key: str, gateways: int) -> float:
         """What it holds of a key; of one that it says nothing of, an equal part."""
         known = self.keys.get(key)
-        if known is not None:
-            return known.held
-        return 1.0 / self.using if self.using else FLOOR / gateways
+        return self.part(gateways) if known is None else known.held
 
 
 class Table:
@@ -158,7 +162,7 @@ class Table:
         before = self.rows.get(gateway)
         asked = {key: now for key, report in reports.items() if report.demand > 0}
         kept = {} if before is None else {key: at for key, at in before.hot_at.items() if key in reports}
-        self.rows[gateway] = Row(now, using, seen, dict(reports), kept | asked)
+        self.rows[gateway] = Row(now, using, dict(reports), kept | asked)
         settles = now - self.born < SETTLE_S
         if settles:
             self.expected = max(self.expected, seen)
@@ -170,7 +174,6 @@ class Table:
         shares = {key: self._share(key, gateway, count, parts, settles, now) for key in keys}
         row = self.rows[gateway]
         row.using = min(using, parts) or max(using, parts)
-        row.knows = count
         for key, share in shares.items():
             if share is None:
                 row.keys.pop(key, None)
@@ -197,7 +200,7 @@ class Table:
                 mine = held
                 own_demand = row.keys[key].demand if key in row.keys else 0.0
             elif silent_s > SILENT_S:
-                held = reserved(held, 1.0 / row.knows, silent_s)
+                held = reserved(held, row.part(count), silent_s)
                 kept += held
                 others += held
             else:
@@ -207,5 +210,5 @@ class Table:
         if not is_hot and parts and not settles and largest <= equal + COLD:
             return None
         target = targets([own_demand, *demands], max(0.0, 1.0 - kept), floor)[0]
-        share = grant(target, 1.0, others, floor)
+        share = grant(target, 1.0, others, floor, mine)
         return min(share, max(mine, floor)) if settles else share
