@@ -67,10 +67,10 @@ class Judge:
 
     def conclude(self, now: float) -> Conditions:
         """What is known at `now`, with generation 0: the sender numbers it."""
-        self.health.settle(now)
+        self.health.settle(now, self.broken)
         down = {name: keys for name, cluster in self.health.clusters.items() if (keys := cluster.down())}
         draining: dict[str, tuple[str, ...]] = {}
-        unable = [name for name, c in self.health.clusters.items() if not c.can_serve or name in self.broken]
+        unable = [name for name, cluster in self.health.clusters.items() if not cluster.can_serve]
         for region, gateways in self.peers.regions.items():
             name = REGION_CLUSTER + region
             self.isolation.heard(max((g.heard_at for g in gateways.values() if g.heard_at is not None), default=None))

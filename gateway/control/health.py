@@ -91,13 +91,15 @@ class ClusterHealth:
     def settle(self, now: float, broken: bool = False) -> bool:
         """Conclude from the endpoints; whether `can_serve` turned. Call it after each change and as time passes.
 
-        `broken`: every worker has found for itself that the cluster does not serve, whatever its endpoints look like.
+        `broken`: every worker has found for itself that the cluster does not serve, whatever its endpoints look like
+        (its breaker is open). After that it needs no rest: the breakers waited, and let probes through only.
         """
-        before = self.can_serve
-        if broken or not any(e.up for e in self.endpoints.values()):
+        before, usable = self.can_serve, any(e.up for e in self.endpoints.values())
+        if broken or not usable:
             if before and self.back_at is not None:
                 self.relapses = self.relapses + 1 if now - self.back_at < RELAPSE_S else 0
-            self.can_serve, self.usable_since, self.back_at = False, None, None
+            self.can_serve, self.back_at = False, None
+            self.usable_since = now - REST_S if usable else None
         elif not self.can_serve:
             self.usable_since = now if self.usable_since is None else self.usable_since
             if now - self.usable_since >= REST_S:

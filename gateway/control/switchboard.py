@@ -229,7 +229,8 @@ class Switchboard:
         if not count:
             return ""
         more = f" and {count - len(first)} more" if count > len(first) else ""
-        return f"{count} tenants have no other region that is able to take them: {', '.join(first)}{more}"
+        who = "1 tenant has" if count == 1 else f"{count} tenants have"
+        return f"{who} no other region that takes all their requests, and would stay here: {', '.join(first)}{more}"
 
     # --- the region's Redis, and the disk
 
