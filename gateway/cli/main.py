@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gateway import __version__
-from gateway.cli import map_app, region_app, tenants_app
+from gateway.cli import breakers_app, map_app, region_app, tenants_app
 from gateway.cli.options import DEFAULT_CONFIG, Config, File, Json, Region
 from gateway.cli.output import Exit, fail, print_json, print_record, print_table
 
@@ -30,6 +30,7 @@ demo_app = typer.Typer(help="Three regions on this machine, to try everything wi
 app.add_typer(tenants_app.app, name="tenants")
 app.add_typer(map_app.app, name="map")
 app.add_typer(region_app.app, name="region")
+app.add_typer(breakers_app.app, name="breakers")
 app.add_typer(filters_app, name="filters")
 app.add_typer(demo_app, name="demo")
 

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.control import admin_answers as answers
-from gateway.control import shown, shown_replication, shown_switches
+from gateway.control import shown, shown_breakers, shown_replication, shown_switches
 from gateway.control.admin_access import Caller, Claim, Failures, Refusal, judge
 from gateway.control.admin_audit import AuditLog, Entry
 from gateway.control.admin_openapi import REASON_CHARS_MAX, Change, Parameter, Route, document
@@ -303,6 +303,10 @@ async def switches(request: web.Request) -> web.Response:
     return answer(shown_switches.switches(facts_of(request)))
 
 
+async def breakers(request: web.Request) -> web.Response:
+    return answer(shown_breakers.breakers(facts_of(request), asyncio.get_running_loop().time()))
+
+
 async def config(request: web.Request) -> web.Response:
     facts = facts_of(request)
     return answer(answers.Config(generation=facts.generation, config=shown.config(facts.settings)))
@@ -419,9 +423,28 @@ async def set_switch(request: web.Request, change: Change) -> web.Response:
     return answer(shown_switches.switches(facts, done.everywhere))
 
 
+async def force_breaker(request: web.Request, change: Change) -> web.Response:
+    """Hold a breaker open or closed for a time, by a body such as {"for": "10m", "reason": "..."}; auto ends that."""
+    facts, at = facts_of(request), request.match_info
+    try:
+        wanted = shown_breakers.wanted(at["cluster"], at.get("tenant", ""), at["state"], await request.read(), facts)
+    except ValueError as error:
+        return bad(str(error), facts.settings.region)
+    if wanted.state == "auto":
+        facts.breakers.release(wanted.cluster, wanted.tenant)
+    else:
+        reason = f"{change.reason} ({change.actor})"
+        facts.breakers.force(wanted.cluster, wanted.tenant, wanted.state == "open", wanted.lasts_s, reason)
+    return answer(shown_breakers.breakers(facts, asyncio.get_running_loop().time()), 202)
+
+
 # --- the table
 
 _SWITCH: Final = Parameter("name", "`failover-mode`, `max-traffic` or `drain`.")
+_BREAKER: Final = (
+    Parameter("cluster", "A cluster that has a breaker."),
+    Parameter("state", "`open`, `closed` or `auto`: its own judgement again."),
+)
 _TENANT_ID: Final = Parameter("id", "A tenant's id, in any case.")
 _PAGING: Final = (
     Parameter("filter", "`home:NAME`, `state:NAME`, `id:PART`; without a key, any of the three."),
@@ -455,6 +478,13 @@ ROUTES: Final = (
     Route("/api/v1/explain", "What would happen to a request, and why.", answers.Explained, explanation,
           parameters=_REQUEST, refusals=_BAD | _NO_MAP),
     Route("/api/v1/config", "The configuration that runs.", answers.Config, config),
+    Route("/api/v1/breakers", "Breakers: every cluster's, and tenants' that are not closed.", answers.Breakers,
+          breakers),
+    Route("/api/v1/breakers/{cluster}/{state}", "Force a cluster's breaker.", answers.Breakers, change=force_breaker,
+          parameters=_BREAKER, status=202, refusals=_BAD),
+    Route("/api/v1/breakers/{cluster}/{tenant}/{state}", "Force the breaker of one tenant at a cluster.",
+          answers.Breakers, change=force_breaker, status=202, refusals=_BAD,
+          parameters=(*_BREAKER, Parameter("tenant", "A tenant's id."))),
     Route("/api/v1/switches", "The region-wide switches.", answers.RegionSwitches, switches),
     Route("/api/v1/switches/{name}", "Set a region-wide switch.", answers.RegionSwitches, change=set_switch,
           parameters=(_SWITCH,), refusals=_BAD | {409: "A rule of safety forbids it, and it was not forced."}),

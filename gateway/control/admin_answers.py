@@ -384,6 +384,29 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
 
 
+class Breaker(msgspec.Struct, frozen=True, kw_only=True):
+    """A cluster's breaker, or one tenant's at it: `state` is the worst of all workers, `workers` those that are not
+    closed by slot. `trips` in a row; `ends_in_s` until the state ends by time; `reason` is an operator's. `only`: the
+    cluster is asked by nobody but this tenant, so that others are not refused.
+    """
+
+    cluster: str
+    tenant: str | None
+    state: str
+    workers: dict[str, str]
+    trips: int
+    since_s: float | None
+    ends_in_s: float | None
+    reason: str | None
+    only: str | None
+
+
+class Breakers(msgspec.Struct, frozen=True, kw_only=True):
+    """Every cluster's own breaker, and those of tenants that are not closed."""
+
+    breakers: list[Breaker]
+
+
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """A change that the supervisor was asked for: `status` shows how it goes. `workers` are those of that moment."""
 
