@@ -94,10 +94,38 @@ async def test_a_connection_that_was_closed_while_idle_is_not_used(plane: DataPl
     assert origin.connections == 3
 
 
-async def test_only_one_retry_and_never_on_a_fresh_connection(plane: DataPlane, origin: Origin):
+@pytest.mark.parametrize(("method", "sent"), [(b"GET", 2), (b"PUT", 1), (b"POST", 1)])
+async def test_on_a_fresh_connection_only_what_reads_is_sent_once_more(
+    plane: DataPlane, origin: Origin, method: bytes, sent: int
+):
     origin.answer = raw(b"")
-    is_problem(await once(plane.port, GET), 502, "upstream_reset")
-    assert len(origin.requests) == 1
+    is_problem(await once(plane.port, GET.replace(b"GET", method)), 502, "upstream_reset")
+    assert len(origin.requests) == sent
+
+
+async def test_the_second_try_is_on_a_new_connection(plane: DataPlane, origin: Origin):
+    """Of an application that died, all pooled connections are dead: the next one of them is no second chance."""
+    clients = [await Client.connect(plane.port) for _ in range(3)]
+    together = asyncio.Barrier(3)
+
+    async def answers(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        if origin.connections < 4:
+            await together.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        return True
+
+    async def hangs_up(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        origin.answer = answers
+        return False
+
+    origin.answer = answers
+    await asyncio.gather(*(client.ask(GET) for client in clients))
+    assert (origin.connections, len(plane.worker.ups)) == (3, 3), "three warm connections"
+    origin.answer = hangs_up
+    assert (await clients[0].ask(GET)).status == 200
+    assert origin.connections == 4
+    for client in clients:
+        await client.close()
 
 
 async def test_a_refused_connect_goes_to_another_endpoint_with_any_method(tmp_path: Path, origin: Origin):
