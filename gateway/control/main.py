@@ -34,6 +34,7 @@ from gateway.bus.messages import (
     BreakerTurned,
     Configured,
     ConnectFailures,
+    Demands,
     FilterRemoved,
     FromWorker,
     Hello,
@@ -64,6 +65,7 @@ from gateway.control.reload import (
     starting_point,
     write_candidate,
 )
+from gateway.control.shares.keeper import ShareKeeper
 from gateway.control.sources.confirm import CONFIRMED_FILE
 from gateway.control.sources.kinds import SOURCES
 from gateway.control.sources.source import Ground
@@ -108,6 +110,7 @@ class Control:
         self.names = Names(state_dir, self.tasks, rng, self.addresses_changed, self.counters.lookup)
         self.keys = KeyKeeper(state_dir, self.tasks, lambda known: self.bus.broadcast(known), rng, self.counters.keys)
         self.breakers = Breakers(lambda asked: self.bus.broadcast(asked), self.rejudge, asyncio.get_running_loop().time)
+        self.shares = ShareKeeper(state_dir, self.tasks.spawn, lambda: self.facts.settings)
         self.checks = HealthChecks(self.judge.health, self.tasks, self.rejudge, rng)
         self.probes = PeerProbes(self.judge.peers, self.tasks, self.rejudge, rng, wall_ms)
         configuration = Configuration(
@@ -167,6 +170,7 @@ class Control:
             Applied: self.view_applied,
             BreakerTurned: self.breakers.turned,
             ConnectFailures: self.connects_failed,
+            Demands: self.shares.demands,
             FilterRemoved: self.filter_removed,
             KeyWanted: self.keys.wanted,
             MapApplied: self.map_applied,
@@ -194,6 +198,8 @@ class Control:
             (self.board.run, "follow the region's switches"),
             (self.names.resolver.run, "resolve bare names"),
             (self.names.discovery.run, "follow names"),
+            (self.shares.run, "share limits out"),
+            (self.shares.ask, "ask for shares of limits"),
             (self.tick, "judge by time"),
             (self.free_readers, "free readers"),
             (self.begin, "read files"),
@@ -210,6 +216,7 @@ class Control:
         await self.tasks.close()
         if facts.map_file.behind:
             await asyncio.to_thread(facts.map_file.write_snapshot)
+        await self.shares.close()
         await self.probes.close()
         await self.board.close()
         self.names.close()
@@ -432,6 +439,7 @@ class Control:
     def left(self, peer: BusPeer) -> None:
         self.breakers.left(peer)
         self.map_seen.pop(peer, None)
+        self.shares.left(peer)
         self.acknowledge()
 
     def acknowledge(self) -> None:
@@ -457,6 +465,7 @@ class Control:
         peer.send(facts.conditions)
         self.keys.greet(peer)
         self.breakers.greet(peer)
+        self.shares.hello(peer, message)
         peer.send(MapChanged(0, facts.writer.transaction(), generation=facts.writer.generation))
 
     def view_applied(self, peer: BusPeer, message: Applied) -> None:
