@@ -45,6 +45,7 @@ from gateway.settings.scalars import (
 from gateway.settings.schema import (
     AccessLogSettings,
     AdminSettings,
+    BackoffSettings,
     BreakerSettings,
     ClusterLimitSettings,
     ClusterSettings,
@@ -154,10 +155,34 @@ HEALTH: Final = Record(
         "unhealthy": Key(whole(1, 100), "Failures in a row that take an endpoint down.", "3"),
     },
 )
+_ANY_RETRIES: Final = {
+    "attempts": Key(
+        whole(0, 10),
+        "Further tries of one request, where it may be repeated ([when](protection.md#retries-and-deadlines)).",
+        "1",
+    ),
+    "budget": Key(
+        fraction(), "At most this share of the requests is sent again; what was never sent does not count.", "0.1"
+    ),
+}
+_BACKOFF: Final = {
+    "base": Key(duration(0, 60), "The first pause lasts up to this, each further one up to twice as long.", "25ms"),
+    "max": Key(duration(0, 60), "No pause is longer.", "250ms"),
+}
 _RETRIES: Final = {
-    "attempts": Key(whole(0, 10), "Further tries after a failed connect, or on a pooled connection found closed.", "1"),
-    "budget": Key(Later(), "Share of requests that may be retried."),
-    "statuses": Key(Later(), "Statuses to retry."),
+    **_ANY_RETRIES,
+    "statuses": Key(
+        Items(whole(400, 599), distinct=True),
+        "Answers after which a request that only reads, or has an `Idempotency-Key`, is sent again.",
+        "[]",
+    ),
+    "per_try_timeout": Key(
+        OrNone(duration()),
+        "How long one such try waits for a response's head before the next; below `timeouts.response`, which all tries "
+        "share.",
+        "none",
+    ),
+    "backoff": Key(Record(BackoffSettings, _BACKOFF), "Before a further try, but at a failed connect."),
 }
 _CLUSTER_LIMITS: Final = {
     "connections": Key(whole(1, 1_000_000), "Connections to the cluster, for the whole gateway.", "1024"),
@@ -187,11 +212,11 @@ _FALLBACK: Final = {
 
 
 def _shared_keys(
-    make: Callable[[Callable[..., object]], Callable[..., object]], breaker: dict[str, Key]
+    make: Callable[[Callable[..., object]], Callable[..., object]], breaker: dict[str, Key], retries: dict[str, Key]
 ) -> dict[str, Key]:
     return {
         "timeouts": Key(Record(make(ClusterTimeoutSettings), CLUSTER_TIMEOUTS), "How long to wait for it."),
-        "retries": Key(Record(make(RetrySettings), _RETRIES), "When to try again."),
+        "retries": Key(Record(make(RetrySettings), retries), "When to try again."),
         "limits": Key(Record(make(ClusterLimitSettings), _CLUSTER_LIMITS), "Shared evenly by the workers, rounded up."),
         "breaker": Key(
             OrNone(Record(make(BreakerSettings), breaker)),
@@ -218,10 +243,10 @@ APP_CLUSTER: Final = Record(
             "least_request",
         ),
         "health": Key(OrNone(HEALTH), "Active checks by control.", "none"),
-        **_shared_keys(lambda make: make, {**_BREAKER, **_FALLBACK}),
+        **_shared_keys(lambda make: make, {**_BREAKER, **_FALLBACK}, _RETRIES),
     },
 )
-GATEWAYS_CLUSTER: Final = Record(dict, _shared_keys(lambda make: dict, _BREAKER))
+GATEWAYS_CLUSTER: Final = Record(dict, _shared_keys(lambda make: dict, _BREAKER, _ANY_RETRIES))
 """`region:*` and `region:NAME`: partial values, which the loader lays over one another."""
 
 

@@ -112,9 +112,25 @@ class _Rules:
                 self.note(("clusters", name), expected, f"the key {shown(name)}")
         for name in settings.clusters:
             self.breaker(name, known)
+            self.retries(name)
         if ("clusters",) in self.walk.bad or ("routes",) in self.walk.bad:
             return
         self.routes(known)
+
+    def retries(self, name: str) -> None:
+        """A pause that is longer than the longest, or a try that takes all the time there is, has no meaning."""
+        where: Path = ("clusters", name, "retries")
+        cluster = self.settings.clusters[name]
+        retries, backoff = cluster.retries, cluster.retries.backoff
+        if not self.has(where) or self.is_bad("clusters", name):
+            return
+        if backoff.base > backoff.max:
+            key = "base" if self.has((*where, "backoff", "base")) else "max"
+            expected = f"at most backoff.max ({backoff.max:g}s)" if key == "base" else f"at least {backoff.base:g}s"
+            self.note((*where, "backoff", key), expected)
+        response = cluster.timeouts.response
+        if retries.per_try_timeout is not None and retries.per_try_timeout >= response:
+            self.note((*where, "per_try_timeout"), f"less than timeouts.response ({response:g}s)")
 
     def breaker(self, name: str, known: list[str]) -> None:
         where: Path = ("clusters", name, "breaker")

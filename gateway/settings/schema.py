@@ -73,8 +73,19 @@ class HealthSettings(msgspec.Struct, frozen=True):
     unhealthy: int = 3
 
 
+class BackoffSettings(msgspec.Struct, frozen=True):
+    base: float = 0.025
+    max: float = 0.25
+
+
 class RetrySettings(msgspec.Struct, frozen=True):
+    """`per_try_timeout` None: a try may take all the time that `timeouts.response` leaves."""
+
     attempts: int = DEFAULT_RETRIES
+    budget: float = 0.1
+    statuses: tuple[int, ...] = ()
+    per_try_timeout: float | None = None
+    backoff: BackoffSettings = BackoffSettings()
 
 
 class BreakerSettings(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ import msgspec
 from gateway.core.addresses import access_list
 from gateway.core.breaker import BreakerRule
 from gateway.core.conditions import Conditions, Target
+from gateway.core.retry import Retries
 from gateway.core.switches import FAILOVER_ALL
 from gateway.core.view import (
     REGION_CLUSTER,
@@ -33,7 +34,15 @@ from gateway.core.view import (
     region_cluster,
 )
 from gateway.settings import identity, shedding, templates, throttling, units
-from gateway.settings.schema import REGION_TIMEOUTS, Address, BreakerSettings, ClusterSettings, Scheme, Settings
+from gateway.settings.schema import (
+    REGION_TIMEOUTS,
+    Address,
+    BreakerSettings,
+    ClusterSettings,
+    RetrySettings,
+    Scheme,
+    Settings,
+)
 
 BREAKER_REQUESTS_MIN: Final = 5
 """What a worker's breaker wants to see at least, however many workers share `min_requests`."""
@@ -147,6 +156,7 @@ def _cluster(
         endpoints=endpoints,
         timeouts=ClusterTimeouts(timeouts.connect, timeouts.response, timeouts.body, timeouts.idle),
         retries=written.retries.attempts,
+        retry=_retries(written.retries),
         connections_max=_share(written.limits.connections, settings.workers),
         pending_max=_share(written.limits.pending, settings.workers),
         # what another region can serve is said by its own gateways, through the abilities
@@ -162,6 +172,16 @@ def _breaker(written: BreakerSettings, workers: int) -> BreakerRule:
     rule = BreakerRule(**msgspec.structs.asdict(written))
     part = max(_share(written.min_requests, workers), BREAKER_REQUESTS_MIN)
     return dataclasses.replace(rule, min_requests=min(part, written.min_requests))
+
+
+def _retries(written: RetrySettings) -> Retries:
+    return Retries(
+        budget=written.budget,
+        statuses=frozenset(written.statuses),
+        per_try_s=written.per_try_timeout or 0.0,
+        backoff_s=written.backoff.base,
+        backoff_max_s=written.backoff.max,
+    )
 
 
 def _endpoints(cluster: str, addresses: Iterable[Address], conditions: Conditions) -> tuple[Endpoint, ...]:

@@ -134,7 +134,7 @@ VALUES = [
     *("k" * 31, "ü" * 16, "🧱" * 8, "x" * 600),
     *("redis://h", "rediss+sentinel://u:p@h1:1,[::1]/main/2", "unix:///x?db=1", "redis+cluster://h", "unix://u:p@/x"),
     *("${NAME}", "a${NAME}b", "${file:/run/x}", "log", "tenant", "my_filter"),
-    *("200/s", "0.5/m", "1/d", "address", "header:X-Key"),
+    *("200/s", "0.5/m", "1/d", "address", "header:X-Key", "404", "503"),
 ]  # fmt: skip
 
 

@@ -20,12 +20,14 @@ from gateway.settings.schema import (
     REGION_TIMEOUTS,
     AccessLogSettings,
     Address,
+    BackoffSettings,
     ClusterTimeoutSettings,
     DnsSettings,
     HealthSettings,
     MapSource,
     RedisSettings,
     ResolverSettings,
+    RetrySettings,
     RouteSettings,
     Scheme,
     Settings,
@@ -197,8 +199,6 @@ LATER = [
     *[(f"clusters: {{app: {{endpoints: [], {key}}}}}", f"clusters.app.{path}: expected {expected}") for key, path, expected in [
         ("breaker: {}", "breaker", "no such key (breaker is not supported yet), got a mapping"),
         ("outliers: {}", "outliers", "no such key (outliers is not supported yet), got a mapping"),
-        ("retries: {budget: 0.1}", "retries.budget", "no such key (budget is not supported yet), got a value"),
-        ("retries: {statuses: []}", "retries.statuses", "no such key (statuses is not supported yet), got a list"),
         ("balance: round_robin", "balance", 'least_request (round_robin is not supported yet), got "round_robin"'),
         ("balance: weighted", "balance", 'least_request (weighted is not supported yet), got "weighted"'),
         ("balance: hash", "balance", 'least_request (hash is not supported yet), got "hash"'),
@@ -247,7 +247,7 @@ def test_every_option_of_every_kind_is_read(tmp_path: Path) -> None:
     balance: least_request
     timeouts: {connect: 250ms, response: 2m}
     health: {path: /up?x=1, interval: 1s}
-    retries: {attempts: 0}
+    retries: {attempts: 0, budget: 0.2, statuses: [503], per_try_timeout: 1s, backoff: {base: 5ms, max: 1s}}
     limits: {connections: 10, pending: 0}
   "region:*": {timeouts: {response: 9s, idle: 8s}, limits: {pending: 7}}
   "region:there": {timeouts: {idle: 7s}, retries: {attempts: 3}}""",
@@ -275,6 +275,7 @@ telemetry: {tenants: 0}
     assert app.endpoints == (Address("127.0.0.1", 9000), Address("app.internal", 9000), Address("::1", 9000))
     assert app.timeouts == ClusterTimeoutSettings(connect=0.25, response=120.0)
     assert app.health == HealthSettings("/up?x=1", interval=1.0)
+    assert app.retries == RetrySettings(0, 0.2, (503,), 1.0, BackoffSettings(0.005, 1.0))
     assert (app.retries.attempts, app.limits.connections, app.limits.pending) == (0, 10, 0)
     there = settings.clusters["region:there"]
     assert there.timeouts == ClusterTimeoutSettings(response=9.0, idle=7.0)

@@ -115,6 +115,12 @@ REGION_CLUSTERS = [
     ('"zone:x": {endpoints: []}', ['8: clusters.zone:x: expected region:* or region:NAME, got the key "zone:x"']),
     ('"region:*": {endpoints: ["a:1"]}', ['8: clusters.region:*.endpoints: expected a known key (timeouts, retries, limits, breaker, outliers), got "endpoints"']),
     ('"region:*": {health: none}', ['8: clusters.region:*.health: expected a known key (timeouts, retries, limits, breaker, outliers), got "health"']),
+    ('"region:*": {retries: {statuses: [503]}}', ['8: clusters.region:*.retries.statuses: expected a known key (attempts, budget), got "statuses"']),
+    ('b: {endpoints: [], retries: {budget: 2, statuses: [503, 200, 503]}}', ["8: clusters.b.retries.budget: expected a number from 0 to 1, got 2", "8: clusters.b.retries.statuses[1]: expected a whole number from 400 to 599, got 200", "8: clusters.b.retries.statuses[2]: expected each value once, got 503 again"]),
+    ('b: {endpoints: [], retries: {per_try_timeout: 15s}}', ['8: clusters.b.retries.per_try_timeout: expected less than timeouts.response (15s), got "15s"']),
+    ('b: {endpoints: [], retries: {per_try_timeout: 2s}, timeouts: {response: 1s}}', ['8: clusters.b.retries.per_try_timeout: expected less than timeouts.response (1s), got "2s"']),
+    ('b: {endpoints: [], retries: {backoff: {base: 1s}}}', ['8: clusters.b.retries.backoff.base: expected at most backoff.max (0.25s), got "1s"']),
+    ('b: {endpoints: [], retries: {backoff: {max: 1ms}}}', ['8: clusters.b.retries.backoff.max: expected at least 0.025s, got "1ms"']),
     ('"region:*": {timeouts: {idle: 9}}', ["8: clusters.region:*.timeouts.idle: expected a duration such as 250ms, got 9"]),
 ]  # fmt: skip
 
