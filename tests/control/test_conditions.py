@@ -8,6 +8,7 @@ import pytest
 from gateway.control.conditions import Judge, describe
 from gateway.core.conditions import Conditions, PeerCondition, Target
 from gateway.core.peering import PeerAnswer
+from gateway.core.ramp import SHARE_FIRST
 from gateway.core.view import Ability
 from gateway.settings.schema import (
     Address,
@@ -150,3 +151,26 @@ def test_what_turned_is_said() -> None:
     assert describe(new, new) == []
     assert ("region eu is unreachable", False) in describe(new, old)
     assert ("cluster web can serve again", True) in describe(new, old)
+
+
+def test_a_drain_is_a_share_of_nothing_and_ends_by_a_ramp(judge: Judge) -> None:
+    judge.switched.drain(True, 100.0)
+    assert judge.conclude(100.0).shares == {"app": 0.0, "web": 0.0}
+    judge.switched.drain(False, 200.0)
+    shares = [judge.conclude(200.0 + step).shares.get("app", 1.0) for step in range(7)]
+    assert shares[0] == SHARE_FIRST
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    texts = [turn.text for turn in describe(Conditions(shares={"app": 0.5}), Conditions())]
+    assert texts == ["cluster app serves everybody again"]
+    texts = [turn.text for turn in describe(Conditions(), Conditions(shares={"app": 0.1}))]
+    assert texts == ["cluster app takes 10% of who can go elsewhere"]
+    assert describe(Conditions(shares={"app": 0.1}), Conditions(shares={"app": 0.2})) == [], "not each step"
+
+
+def test_a_cluster_whose_breakers_are_all_open_cannot_serve(judge: Judge) -> None:
+    judge.broken = frozenset(("app",))
+    assert judge.conclude(100.0).unable == ("app",)
+    judge.broken = frozenset()
+    found = judge.conclude(101.0)
+    assert (found.unable, found.shares) == ((), {"app": SHARE_FIRST})

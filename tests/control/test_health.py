@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.control.health import BY_CONNECT, REST_S, ClusterHealth, EndpointHealth, Health, Thresholds
+from gateway.control.health import (
+    BY_CONNECT,
+    HOLD_MAX_S,
+    HOLD_S,
+    RELAPSE_S,
+    REST_S,
+    ClusterHealth,
+    EndpointHealth,
+    Health,
+    Thresholds,
+)
+from gateway.core.ramp import RETURN_S, SHARE_FIRST
 from gateway.settings.schema import HealthSettings
 
 RULE = Thresholds(healthy=2, unhealthy=3)
@@ -151,3 +162,57 @@ def test_a_cluster_that_moved_as_a_whole_starts_anew() -> None:
     health.cover({"app": ["d"]}, {})
     health.settle(2.0)
     assert health.clusters["app"].can_serve, "its name is resolved for the first time: there is nothing to rest from"
+
+
+def test_clients_come_back_by_a_ramp() -> None:
+    cluster = ClusterHealth(BY_CONNECT, {"a": EndpointHealth()})
+    assert cluster.share(0.0) == 1.0, "what never failed has nothing to come back from"
+    cluster.endpoints["a"].up = False
+    cluster.settle(10.0)
+    cluster.endpoints["a"].up = True
+    cluster.settle(11.0)
+    assert cluster.settle(11.0 + REST_S)
+    back = 11.0 + REST_S
+    assert cluster.share(back) == SHARE_FIRST
+    assert SHARE_FIRST < cluster.share(back + RETURN_S / 2) < 1.0
+    assert cluster.share(back + RETURN_S) == 1.0
+
+
+def test_each_relapse_holds_clients_back_longer_and_nobody_who_has_nowhere_to_go() -> None:
+    cluster, now = ClusterHealth(BY_CONNECT, {"a": EndpointHealth()}), 0.0
+    held: list[float] = []
+    for _ in range(7):
+        cluster.endpoints["a"].up = False
+        cluster.settle(now)
+        cluster.endpoints["a"].up = True
+        cluster.settle(now)
+        now += REST_S
+        assert cluster.settle(now)
+        assert cluster.can_serve, "at once: who is not served elsewhere is served here"
+        since = next(step / 10 for step in range(10_000) if cluster.share(now + step / 10) > 0.0)
+        held.append(since)
+        now += 1.0
+    assert held == [0.0, HOLD_S, 2 * HOLD_S, 4 * HOLD_S, 8 * HOLD_S, HOLD_MAX_S, HOLD_MAX_S]
+    now += RELAPSE_S
+    cluster.endpoints["a"].up = False
+    cluster.settle(now)
+    cluster.endpoints["a"].up = True
+    cluster.settle(now)
+    cluster.settle(now + REST_S)
+    assert cluster.share(now + REST_S) == SHARE_FIRST, "it stood for a minute: that was no relapse"
+
+
+def test_what_every_worker_found_broken_cannot_serve_and_needs_no_rest() -> None:
+    cluster = ClusterHealth(BY_CONNECT, {"a": EndpointHealth()})
+    assert cluster.settle(5.0, broken=True)
+    assert not cluster.can_serve
+    assert not cluster.settle(6.0, broken=True)
+    assert cluster.settle(7.0), "the breakers waited already"
+    assert cluster.share(7.0) == SHARE_FIRST
+    cluster.endpoints["a"].up = False
+    cluster.settle(8.0, broken=True)
+    assert not cluster.settle(9.0), "it is also down"
+    cluster.endpoints["a"].up = True
+    cluster.settle(9.5)
+    assert not cluster.can_serve
+    assert cluster.settle(9.5 + REST_S)

@@ -133,3 +133,21 @@ def test_an_answer_survives_its_encoding_and_unknown_keys() -> None:
 def test_what_is_no_answer_raises(body: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  msgspec's messages are not ours
         decode_answer(body)
+
+
+def test_a_region_takes_the_least_share_that_a_gateway_of_it_says() -> None:
+    def says(share: float | None, able: bool = True, mode: str = "") -> PeerGateway:
+        shares = {} if share is None else {"app": share}
+        clusters = {"app": Ability.ABLE if able else Ability.UNABLE}
+        gateway = PeerGateway()
+        answer = PeerAnswer("eu", 0, False, clusters, shares=shares, failover_mode=mode)
+        gateway.answered(answer, 0.0, 100.0)
+        return gateway
+
+    assert judge_region([says(None), says(None)], 100.0).shares == {}
+    assert judge_region([says(0.4), says(0.2)], 100.0).shares == {"app": 0.2}
+    assert judge_region([says(0.4), says(None)], 100.0).shares == {"app": 0.4}
+    assert judge_region([says(0.4), says(0.2, able=False)], 100.0).shares == {"app": 0.4}
+    assert judge_region([says(0.4, able=False)], 100.0).shares == {}
+    assert not judge_region([says(0.4)], 100.0).takes_over
+    assert judge_region([says(None), says(None, mode="standby")], 100.0).takes_over
