@@ -38,6 +38,7 @@ OWN_FIELDS: Final = frozenset(
         *("host", "cookie", "authorization", "proxy-authorization"),
         *("connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "http2-settings", "expect"),
         *("content-length", "transfer-encoding", "accept", "sec-fetch-mode", "x-amzn-trace-id"),
+        *("prefer", "grpc-timeout", "connect-timeout-ms", "idempotency-key"),
     }
 )
 """Fields that no client may use to name its tenant: ours, the message's own, and those that hold credentials."""
