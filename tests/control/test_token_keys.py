@@ -20,42 +20,12 @@ from gateway.control.tasks import TaskSet
 from gateway.core.jwks import TokenKeys
 from gateway.identity.kept import FILE, read_kept
 from gateway.settings.schema import Settings
-from tests.support.application import Application
 from tests.support.configs import SMALL, settings_of, write
 from tests.support.eventually import eventually
+from tests.support.key_server import KeyServer, answer
 from tests.support.tokens import ARN, Signer, key_set, signer
 
 ONE, TWO = signer("one"), signer("two")
-
-
-def answer(body: bytes, status: str = "200 OK", fields: str = "") -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{fields}\r\n".encode() + body
-
-
-@dataclass
-class KeyServer:
-    """Answers `/jwks` with a key set and `/pem/KID` with a key, or with whatever `says` is."""
-
-    signers: list[Signer] = field(default_factory=lambda: [ONE])
-    says: bytes | None = None
-    paths: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.application = Application(self.reply)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.application.port}"
-
-    def reply(self, head: bytes) -> bytes:
-        path = head.split(b" ")[1].decode()
-        self.paths.append(path)
-        if self.says is not None:
-            return self.says
-        if path == "/jwks":
-            return answer(key_set(*self.signers).encode())
-        found = [one for one in self.signers if path == f"/pem/{one.kid}"]
-        return answer(found[0].pem()) if found else answer(b"", "404 Not Found")
 
 
 class Worker:
