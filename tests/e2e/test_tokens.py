@@ -68,6 +68,7 @@ async def everywhere(gateway: Gateway, token: str) -> set[str]:
     return set(await asyncio.gather(*(ask(gateway, token) for _ in range(16))))
 
 
+@pytest.mark.faults
 async def test_a_key_server_over_its_life(tmp_path: Path, keys: KeyServer) -> None:
     fleet = Guarded(tmp_path, jwt(f"{keys.url}/jwks"))
     us = fleet[US]
@@ -230,6 +231,7 @@ def canaries(by: Signer) -> list[str]:
     ]
 
 
+@pytest.mark.faults
 async def test_no_token_gets_out(tmp_path: Path, keys: KeyServer) -> None:
     """FAULTS 36: logs, metrics, admin answers, commands and files hold no token, whatever became of it."""
     fleet = Guarded(tmp_path, jwt(f"{keys.url}/jwks") + jwt(f"{keys.url}/jwks", ", header: X-Token"))
