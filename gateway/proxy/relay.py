@@ -221,7 +221,7 @@ class Relay:
                 self.down.keep_alive = False
         if response.status >= 400 and retrying.by_status(self, up, response):
             return
-        if self.retried:
+        if self.retried and response.status not in up.pool.cluster.config.retry.statuses:
             worker.meters.retry(up.pool.cluster.name, "recovered")
         request, down = exchange.request, self.down
         exchange.response = response
