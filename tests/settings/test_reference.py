@@ -74,6 +74,8 @@ def test_every_key_stands_in_the_example_and_its_commented_defaults_are_the_defa
         "shedding",
         "routes[].throttle",
         "routes[].priority",
+        "routes[].allow",
+        "routes[].deny",
         "tenancy.resolvers[].",
         "tenant_map.redis",
     )  # the default is to have none
