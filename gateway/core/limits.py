@@ -121,6 +121,7 @@ class Bucket:
     """
 
     __slots__ = (
+        "equal",
         "inflight",
         "interval",
         "is_hot",
@@ -139,7 +140,14 @@ class Bucket:
     )
 
     def __init__(
-        self, key: str, limit: Limit, share: float, slots_share: float, now: float, scope: Scope = Scope.TENANT
+        self,
+        key: str,
+        limit: Limit,
+        share: float,
+        slots_share: float,
+        now: float,
+        scope: Scope = Scope.TENANT,
+        equal: float = 0.0,
     ) -> None:
         self.key = key
         self.scope = scope
@@ -147,13 +155,14 @@ class Bucket:
         self.offered = self.refused = self.refused_slots = self.peak = self.inflight = 0
         self.is_hot = False
         self.slots_share = slots_share
-        self._set(limit, share)
+        self._set(limit, share, equal or share)
         self.zero = now - self.window
 
-    def _set(self, limit: Limit, share: float) -> None:
+    def _set(self, limit: Limit, share: float, equal: float) -> None:
         self.limit = limit
         self.share = share
-        self.interval, self.window = pace(limit, share)
+        self.equal = equal
+        self.interval, self.window = pace(limit, share, (share + equal) / 2)
         self.slots = slots_of(limit, self.slots_share)
 
     def take(self, now: float) -> float:
@@ -172,10 +181,13 @@ class Bucket:
         """What it holds; 0 without a rate, where nothing is counted."""
         return min(now - self.zero, self.window) / self.interval if self.interval else 0.0
 
-    def retune(self, limit: Limit, share: float, now: float) -> None:
-        """Another limit or share: what it holds stays, or is cut down to the new burst; it is never refilled."""
+    def retune(self, limit: Limit, share: float, now: float, equal: float = 0.0) -> None:
+        """Another limit or share: what it holds stays, or is cut down to the new burst; it is never refilled.
+
+        `equal` is what the share would be if it were everybody's; without it, it is.
+        """
         held = self.tokens(now) if self.interval else math.inf
-        self._set(limit, share)
+        self._set(limit, share, equal or share)
         self.zero = now - min(held * self.interval, self.window) if self.interval else now
 
     def reslot(self, share: float) -> None:
@@ -188,15 +200,17 @@ class Bucket:
         self.inflight -= 1
 
 
-def pace(limit: Limit, share: float) -> tuple[float, float]:
-    """Seconds between two tokens, and seconds in which a bucket fills, for a share of a limit; 0 and 0 without a rate.
+def pace(limit: Limit, share: float, burst_share: float) -> tuple[float, float]:
+    """Seconds between two tokens, and seconds in which a bucket fills, for shares of a limit; 0 and 0 without a rate.
 
-    A share of the burst is one token at least: with less, no request would ever pass.
+    Of a burst half is shared out as the rate is, and half equally: whoever has a small part of the rate would otherwise
+    have no room for two requests that come close together. The whole is the burst; a share is one token at least, since
+    with less no request would ever pass.
     """
     if limit.rate is None:
         return 0.0, 0.0
     interval = 1.0 / (limit.rate * share)
-    return interval, max(1.0, limit.burst * share) * interval
+    return interval, max(1.0, limit.burst * burst_share) * interval
 
 
 def slots_of(limit: Limit, share: float) -> int:

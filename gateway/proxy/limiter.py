@@ -108,7 +108,7 @@ class Limiter:
         self._owns: Bounded[TenantLimits, Limit | None] = Bounded(OWN_MAX)
         self._pace = (0.0, 0.0)
         if (client := self._throttle.client) is not None:
-            self._pace = pace(client, self.equal)
+            self._pace = pace(client, self.equal, self.equal)
             self._clients = self._clients or Clients()
         self._field = b"" if written.client_header is None else written.client_header + b":"
         self._has_exempt = bool(written.exempt_networks or written.exempt_tenants)
@@ -147,7 +147,7 @@ class Limiter:
     def _charge(self, exchange: Exchange, bucket: Bucket, limit: Limit, now: float) -> Refusal | None:
         if bucket.limit is not limit:
             bucket.slots_share = self._share(bucket.key + SLOTS, bucket.scope)
-            bucket.retune(limit, self._share(bucket.key, bucket.scope), now)
+            bucket.retune(limit, self._share(bucket.key, bucket.scope), now, self._equal(bucket.scope))
         if not bucket.offered:
             self._touched.append(bucket)
         bucket.offered += 1
@@ -189,7 +189,10 @@ class Limiter:
     # ---- whose bucket
 
     def _share(self, key: str, scope: Scope) -> float:
-        return self._shares.get(key) or (self.own if scope is Scope.GATEWAY else self.equal)
+        return self._shares.get(key) or self._equal(scope)
+
+    def _equal(self, scope: Scope) -> float:
+        return self.own if scope is Scope.GATEWAY else self.equal
 
     def _own(self, limits: TenantLimits) -> Limit | None:
         if limits in self._owns.items:
@@ -200,7 +203,8 @@ class Limiter:
 
     def _made(self, scope: Scope, name: str, limit: Limit, now: float) -> Bucket:
         key = _PREFIXES[scope] + name
-        return Bucket(key, limit, self._share(key, scope), self._share(key + SLOTS, scope), now, scope)
+        shares = self._share(key, scope), self._share(key + SLOTS, scope)
+        return Bucket(key, limit, *shares, now, scope, self._equal(scope))
 
     def _tenant(self, tenant: str, limit: Limit, now: float) -> Bucket:
         """A tenant's bucket that is not among the young: used lately, or new. The older half goes when there are
@@ -316,7 +320,7 @@ class Limiter:
         if is_slots:
             bucket.reslot(share)
         else:
-            bucket.retune(bucket.limit, share, now)
+            bucket.retune(bucket.limit, share, now, self._equal(bucket.scope))
 
     def report(self, now: float) -> Demands | None:
         """What this worker is asked for, of what is hot; None when there is nothing to say. Ten times a second."""
@@ -331,8 +335,8 @@ class Limiter:
             self._says_all = False
             named = {row.key for row in rows}
             rows += [KeyDemand(key, share, 0.0, 0) for key, share in self._shares.items() if key not in named]
-        if not rows and self.seq == self._said:
-            return None
+        if not rows and not self._shares and self.seq == self._said:
+            return None  # while something is shared out, asking for nothing is news as well
         if len(rows) > REPORTED_MAX:
             rows = heapq.nlargest(REPORTED_MAX, rows, key=lambda row: (row.refused, row.demand))
         self._said = self.seq

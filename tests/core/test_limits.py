@@ -121,8 +121,16 @@ def test_slots(limit: Limit, share: float, slots: int) -> None:
 
 
 def test_a_share_of_a_burst_is_one_at_least() -> None:
-    assert pace(Limit(1000.0, 100.0), 0.5) == (0.002, pytest.approx(0.1))
-    assert pace(Limit(1000.0, 100.0), 0.001) == (1.0, 1.0)
+    assert pace(Limit(1000.0, 100.0), 0.5, 0.5) == (0.002, pytest.approx(0.1))
+    assert pace(Limit(1000.0, 100.0), 0.001, 0.001) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("shares", [(0.25, 0.25, 0.25, 0.25), (0.97, 0.01, 0.01, 0.01)])
+def test_shares_of_a_burst_are_the_burst(shares: tuple[float, ...]) -> None:
+    limit = Limit(1000.0, 1000.0)
+    buckets = [Bucket("k", limit, share, 1.0, 0.0, Scope.TENANT, 0.25) for share in shares]
+    assert sum(bucket.tokens(0.0) for bucket in buckets) == pytest.approx(1000.0)
+    assert min(bucket.tokens(0.0) for bucket in buckets) >= 125.0
 
 
 @pytest.mark.parametrize(

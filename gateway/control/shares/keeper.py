@@ -45,7 +45,8 @@ class HotKey(NamedTuple):
 
 
 class ShareKeeper:
-    """`spawn` keeps a task; `settings` are those that hold now. `asked_at`: when the Redis last answered (asked then)."""
+    """`spawn` keeps a task, `settings` are those that hold now. `asked_at`: when the last question that was answered
+    was asked; None before the first."""
 
     def __init__(
         self,
