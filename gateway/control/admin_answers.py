@@ -208,6 +208,18 @@ class MapState(msgspec.Struct, frozen=True, kw_only=True):
     replication: ReplicationState | None
 
 
+class KeySource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where keys of tokens come from: how many are known, why it cannot be asked now, and since when they are so old.
+
+    `age_s` is null until it answered once in this control's life.
+    """
+
+    source: str
+    keys: int
+    failing: str | None
+    age_s: float | None
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The gateway at a glance. `ready` is what `/readyz` says; `isolated`: no other region is heard of. `switches` are
     the region-wide ones that are on.
@@ -227,6 +239,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     map: MapState
     filters: FilterState
     switches: list[RegionSwitch]
+    token_keys: list[KeySource]
 
 
 class PeerGateway(msgspec.Struct, frozen=True, kw_only=True):
@@ -405,6 +418,34 @@ class Breakers(msgspec.Struct, frozen=True, kw_only=True):
     """Every cluster's own breaker, and those of tenants that are not closed."""
 
     breakers: list[Breaker]
+
+
+class HotLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit that refuses, or is about to, somewhere in the region. `scope`: client, tenant, route, gateway; `limit`:
+    rate or concurrency. `demand` on this gateway and its `share`, both as parts of the whole limit; `refused` requests
+    by this gateway since it is hot.
+    """
+
+    scope: str
+    name: str | None
+    limit: str
+    demand: float
+    share: float
+    refused: int
+
+
+class Throttles(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits that are shared out by demand, most refused first; all others are shared out equally.
+
+    `shared_by`: region (its Redis, `gateways` of it seen, whose word is `age_s` old) or workers (of this gateway).
+    """
+
+    gateways: int
+    workers: int
+    shared_by: str
+    age_s: float | None
+    problem: str | None
+    hot: list[HotLimit]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from gateway.control.discovery.names import Names
 from gateway.control.keys.keeper import KeyKeeper
 from gateway.control.map_file import MapFile
 from gateway.control.reload import Configuration
+from gateway.control.shares.keeper import ShareKeeper
 from gateway.control.sources.source import Source
 from gateway.control.switchboard import Switchboard
 from gateway.core.conditions import Conditions
@@ -83,6 +84,7 @@ class Facts:
     keys: KeyKeeper
     board: Switchboard
     breakers: Breakers
+    shares: ShareKeeper
     generation: int = 0
     draining: bool = False
     applied: dict[int, int] = field(default_factory=dict)

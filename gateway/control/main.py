@@ -154,6 +154,7 @@ class Control:
             keys=self.keys,
             board=self.board,
             breakers=self.breakers,
+            shares=self.shares,
         )
         self.config_watch = Watch(configuration.files, lambda: configuration.reload(FILE_CHANGED))
         self.confirmed_watch = Watch(lambda: [state_dir / CONFIRMED_FILE], self.confirmed)

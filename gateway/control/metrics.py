@@ -43,6 +43,7 @@ def gauges(facts: Facts) -> Gauges:
     _breakers(facts, found)
     _names(facts, found)
     _keys(facts, found)
+    _shares(facts, found)
     _peers(facts, found)
     _map(facts, found)
     return found
@@ -88,6 +89,13 @@ def _keys(facts: Facts, found: Gauges) -> None:
         found["landbridge_token_keys_failing", labels] = bool(source.failing)
         if source.age_s is not None:
             found["landbridge_token_keys_age_seconds", labels] = source.age_s
+
+
+def _shares(facts: Facts, found: Gauges) -> None:
+    found["landbridge_gateways_seen", ()] = facts.shares.gateways
+    age_s = facts.shares.age_s()
+    if facts.settings.tenant_map.redis is not None and age_s is not None:
+        found["landbridge_shares_age_seconds", ()] = age_s
 
 
 def _peers(facts: Facts, found: Gauges) -> None:

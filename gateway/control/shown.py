@@ -68,6 +68,15 @@ def status(facts: Facts, now: float) -> answers.Status:
             ),
         ),
         switches=[row for row in shown_switches.rows(facts) if row.value is not None],
+        token_keys=[
+            answers.KeySource(
+                source=source.place,
+                keys=source.keys,
+                failing=source.failing or None,
+                age_s=None if source.age_s is None else round(source.age_s, 3),
+            )
+            for source in facts.keys.shown()
+        ],
     )
 
 

@@ -34,6 +34,11 @@ class Scope(StrEnum):
     GATEWAY = "gateway"
 
 
+PREFIXES: Final = {Scope.TENANT: "t:", Scope.CLIENT: "c:", Scope.ROUTE: "r:", Scope.GATEWAY: "g:"}
+SLOTS: Final = "#"
+"""A limit's key, where its shares are spoken of: prefix and name; the key of its slots ends in `#`."""
+
+
 class TenantLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     """A tenant's own limits, as its record has them; what is None is the gateway's default for tenants."""
 

@@ -18,6 +18,8 @@ from gateway.core.bounded import Bounded
 from gateway.core.client import is_trusted
 from gateway.core.exchange import Exchange
 from gateway.core.limits import (
+    PREFIXES,
+    SLOTS,
     Bucket,
     Limit,
     Refusal,
@@ -46,13 +48,10 @@ HOT_PART: Final = 0.7
 OWN_MAX: Final = 4096
 ADDRESSES_MAX: Final = 16_384
 DRIFT_EVERY_S: Final = 1.0
-SLOTS: Final = "#"
-"""Ends the key of a limit's slots; the one without it is the key of its rate."""
 _NOTHING: Final = Throttle()
 _LOCAL: Final = Kind.LOCAL
 """Bound once: looking an enum member up by its class costs more than the comparison it is for."""
 _TENANT: Final = Scope.TENANT
-_PREFIXES: Final = {Scope.TENANT: "t:", Scope.CLIENT: "c:", Scope.ROUTE: "r:", Scope.GATEWAY: "g:"}
 
 
 class Limiter:
@@ -202,7 +201,7 @@ class Limiter:
         return found
 
     def _made(self, scope: Scope, name: str, limit: Limit, now: float) -> Bucket:
-        key = _PREFIXES[scope] + name
+        key = PREFIXES[scope] + name
         shares = self._share(key, scope), self._share(key + SLOTS, scope)
         return Bucket(key, limit, *shares, now, scope, self._equal(scope))
 
@@ -216,7 +215,7 @@ class Limiter:
         return bucket
 
     def _other(self, scope: Scope, name: str, limit: Limit, now: float) -> Bucket:
-        key = _PREFIXES[scope] + name
+        key = PREFIXES[scope] + name
         bucket = self._others.get(key)
         if bucket is None:
             bucket = self._others[key] = self._made(scope, name, limit, now)

@@ -148,6 +148,16 @@ _ROWS: Final = (
         ("of",),
     ),
     Metric(
+        "landbridge_gateways_seen",
+        Kind.GAUGE,
+        "Gateways that this one shares its region's limits with, itself among them",
+    ),
+    Metric(
+        "landbridge_shares_age_seconds",
+        Kind.GAUGE,
+        "Time since the region's Redis last said how limits are shared out; beyond 30 s shares drift to equal ones",
+    ),
+    Metric(
         "landbridge_throttled_total",
         Kind.COUNTER,
         "Requests that a limit had no room for, by scope (client, tenant, route, gateway), limit (rate, concurrency) "

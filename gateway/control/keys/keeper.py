@@ -20,7 +20,7 @@ from gateway.bus.server import BusPeer
 from gateway.control.keys.fetch import Fetcher, FetchFailed
 from gateway.control.keys.rules import ABSENT_MAX, PEMS_MAX, for_key_set, for_single_keys, pause_s
 from gateway.control.tasks import TaskSet
-from gateway.core.jwks import TokenKeys
+from gateway.core.jwks import TokenKeys, read_keys
 from gateway.identity.kept import read_kept, write_kept
 from gateway.identity.rings import ABSENT_S, ASK_EVERY_S, KID, SINGLE_KID
 from gateway.settings.identity import alb_source
@@ -139,7 +139,7 @@ class KeyKeeper:
         return [
             SourceState(
                 _place(source.url),
-                len(source.keys),
+                _count(source),
                 source.why,
                 None if source.answered_at is None else now - source.answered_at,
             )
@@ -251,6 +251,10 @@ class KeyKeeper:
 
 def _youngest(items: dict[str, V], count: int) -> dict[str, V]:
     return dict(list(items.items())[-count:])
+
+
+def _count(source: _Source) -> int:
+    return len(source.keys) if KID in source.url else len(read_keys(source.keys[""])) if source.keys else 0
 
 
 def _place(url: str) -> str:

@@ -232,6 +232,10 @@ class ShareKeeper:
 
     # --- what operators see
 
+    def age_s(self) -> float | None:
+        """How old the region's word is; None before the first."""
+        return None if self.asked_at is None else self._now() - self.asked_at
+
     def hot(self) -> list[HotKey]:
         """What is shared out by demand, most refused first."""
         now = self._now()
