@@ -26,6 +26,7 @@ OTHERS_MIN: Final = 3
 """Tries of others that have to fail as well before one big tenant's failure counts as everybody's."""
 
 _CLOSED: Final = State.CLOSED
+_PASSING: Final = frozenset((State.CLOSED, State.FORCED_CLOSED))
 _BLAMED: Final = frozenset((State.OPEN, State.HALF_OPEN))
 _FORCED: Final = frozenset((State.FORCED_OPEN, State.FORCED_CLOSED))
 _SILENT: Final = frozenset((State.OPEN, State.HALF_OPEN, State.FORCED_OPEN))
@@ -218,8 +219,9 @@ class Blame:
         """
         if self.own.state is not _CLOSED or self.active != 1:
             return None
-        alone = not self.own.window.total
-        return next((name for name, mine in self.tenants.items() if alone and mine.state is not _CLOSED), None)
+        if self.own.window.total:
+            return None
+        return next((name for name, mine in self.tenants.items() if mine.state not in _PASSING), None)
 
     def _turned(self, tenant: str, breaker: Breaker) -> None:
         self.turns.append(Turn(tenant, breaker.state))
