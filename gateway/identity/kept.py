@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.jwks import TokenKeys
+from gateway.core.jwks import BadKeys, TokenKeys, read_keys
 
 FILE: Final = "keys.last-good"
 FILE_BYTES_MAX: Final = 16 * 1024**2
@@ -29,7 +29,15 @@ def read_kept(state_dir: Path) -> dict[str, TokenKeys]:
             found = msgspec.json.decode(file.read(FILE_BYTES_MAX), type=list[TokenKeys])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return {}
-    return {known.source: known for known in found}
+    return {known.source: known for known in found if _is_good(known)}
+
+
+def _is_good(known: TokenKeys) -> bool:
+    """A key set that cannot be read is none: somebody else wrote it, or another program."""
+    try:
+        return all(read_keys(text) for kid, text in known.keys.items() if not kid)
+    except BadKeys:
+        return False
 
 
 def write_kept(state_dir: Path, known: Collection[TokenKeys]) -> None:

@@ -243,6 +243,13 @@ async def test_a_reload_asks_new_sources_and_forgets_old_ones(tmp_path: Path, se
         assert found.keeper.known() == []
 
 
+@pytest.mark.parametrize("text", [b"", b"nonsense", b"[1]", b"{}", b'[{"source": "a", "keys": {"": "{}"}}]', b"\xff"])
+def test_a_file_of_keys_that_cannot_be_read_is_none(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / FILE).write_bytes(text)
+    assert read_kept(tmp_path) == {}
+    assert read_kept(tmp_path / "nowhere") == {}
+
+
 def test_the_sources_of_a_configuration(tmp_path: Path) -> None:
     settings = configured(tmp_path, "https://id.test", "30s")
     assert sources_of(settings) == {"https://id.test/jwks": 30.0, "https://id.test/pem/{kid}": 0.0}

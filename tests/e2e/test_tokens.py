@@ -123,6 +123,9 @@ async def test_a_key_server_over_its_life(tmp_path: Path, keys: KeyServer) -> No
         await until(control_is_back, "another control")
         await us.logged("the last good ones stand")
         assert await us.metric("landbridge_token_keys_failing", source=f"{keys.url}/jwks") == 1
+        (shown,) = (await us.api("status"))["token_keys"]
+        assert (shown["source"], shown["keys"]) == (f"{keys.url}/jwks", 1)
+        assert "Connect call failed" in shown["failing"] or "Cannot connect" in shown["failing"]
         us.signal(signal.SIGTERM)
         assert await us.ended() == 0
         us.start()
