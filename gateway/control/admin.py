@@ -439,7 +439,7 @@ async def force_breaker(request: web.Request, change: Change) -> web.Response:
     else:
         reason = f"{change.reason} ({change.actor})"
         facts.breakers.force(wanted.cluster, wanted.tenant, wanted.state == "open", wanted.lasts_s, reason)
-    return answer(shown_breakers.breakers(facts, asyncio.get_running_loop().time()), 202)
+    return answer(shown_breakers.breakers(facts, asyncio.get_running_loop().time()))
 
 
 # --- the table
@@ -486,9 +486,9 @@ ROUTES: Final = (
     Route("/api/v1/breakers", "Breakers: every cluster's, and tenants' that are not closed.", answers.Breakers,
           breakers),
     Route("/api/v1/breakers/{cluster}/{state}", "Force a cluster's breaker.", answers.Breakers, change=force_breaker,
-          parameters=_BREAKER, status=202, refusals=_BAD),
+          parameters=_BREAKER, refusals=_BAD),
     Route("/api/v1/breakers/{cluster}/{tenant}/{state}", "Force the breaker of one tenant at a cluster.",
-          answers.Breakers, change=force_breaker, status=202, refusals=_BAD,
+          answers.Breakers, change=force_breaker, refusals=_BAD,
           parameters=(*_BREAKER, Parameter("tenant", "A tenant's id."))),
     Route("/api/v1/switches", "The region-wide switches.", answers.RegionSwitches, switches),
     Route("/api/v1/switches/{name}", "Set a region-wide switch.", answers.RegionSwitches, change=set_switch,

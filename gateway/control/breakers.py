@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from gateway.bus.messages import BreakerTurned, ForceBreaker
 from gateway.bus.server import BusPeer
-from gateway.core.breaker import State
+from gateway.core.breaker import BreakerRule, State
 from gateway.core.view import View
 
 LOG = logging.getLogger("landbridge.control")
@@ -62,12 +62,12 @@ class Breakers:
         self._now = now
         self.rows: dict[Key, dict[BusPeer, Row]] = {}
         self.forced: dict[Key, Forced] = {}
-        self.clusters: dict[str, None] = {}
+        self.clusters: dict[str, BreakerRule] = {}
         """Those with a breaker, in order."""
 
     def cover(self, view: View) -> None:
         """Know exactly the clusters of this View that have a breaker."""
-        self.clusters = {name: None for name, cluster in view.clusters.items() if cluster.breaker is not None}
+        self.clusters = {name: c.breaker for name, c in view.clusters.items() if c.breaker is not None}
         self.rows = {key: rows for key, rows in self.rows.items() if key[0] in self.clusters}
         self.forced = {key: forced for key, forced in self.forced.items() if key[0] in self.clusters}
 
@@ -129,13 +129,17 @@ class Breakers:
         return max((row.state for row in self.rows.get(key, {}).values()), key=_RANKS.__getitem__, default=State.CLOSED)
 
     def unable(self, serving: Iterable[BusPeer]) -> frozenset[str]:
-        """Clusters whose own breaker is open in each of these workers. One that only a single tenant asked is not
-        among them: others may still be served."""
+        """Clusters whose own breaker is open in each of these workers.
+
+        Not one that a single tenant asked, since others may still be served; nor one with a fallback, which answers.
+        """
         peers = list(serving)
         return frozenset(
             cluster
             for (cluster, tenant), rows in self.rows.items()
-            if not tenant and peers and all(peer in rows and _is_open(rows[peer]) for peer in peers)
+            if not (tenant or self.clusters[cluster].fallback)
+            and peers
+            and all(peer in rows and _is_open(rows[peer]) for peer in peers)
         )
 
     def tenants(self, cluster: str) -> int:
