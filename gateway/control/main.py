@@ -315,6 +315,7 @@ class Control:
         """
         old, new = self.facts.settings, loaded.settings
         await self.names.use(new)
+        self.keys.cover(old, new)
         self.tickets += 1
         self.candidate = new
         self.replaced = asyncio.get_running_loop().create_future()
@@ -333,6 +334,7 @@ class Control:
             self.candidate = self.replaced = None
         if why:
             self.names.only(old)
+            self.keys.cover(old)
         return why
 
     def replacement_ended(self, why: str) -> None:

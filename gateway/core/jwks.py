@@ -2,8 +2,7 @@
 
 Pure, without a library for cryptography: the supervisor, control and `landbridge check` judge key sets by it, and only
 a worker that verifies has to load one. A set may hold keys that are not for us (encryption, an unknown kind): they are
-passed over. A key that a token could name and that is not what it claims to be refuses the set, since whoever made it
-meant it to work.
+passed over.
 """
 
 from __future__ import annotations
@@ -95,8 +94,12 @@ class TokenKeys(msgspec.Struct, tag=True, frozen=True):
     asked: bool = False
 
 
-def read_keys(text: bytes | str) -> tuple[PublicKey, ...]:
-    """The keys of a set that may verify signatures, in its order: at least one. Raises BadKeys."""
+def read_keys(text: bytes | str, left_out: list[str] | None = None) -> tuple[PublicKey, ...]:
+    """The keys of a set that may verify signatures, in its order: at least one. Raises BadKeys.
+
+    A key that is not what it claims to be refuses the set of an operator's own file. A set that somebody else publishes
+    is read with a list for `left_out`: what is wrong with each such key goes there, and the others count.
+    """
     if len(text) > SET_BYTES_MAX:
         raise BadKeys(f"more than {SET_BYTES_MAX} bytes")
     try:
@@ -108,13 +111,23 @@ def read_keys(text: bytes | str) -> tuple[PublicKey, ...]:
         raise BadKeys('no key set: {"keys": [...]}')
     if len(entries) > KEYS_MAX:
         raise BadKeys(f"more than {KEYS_MAX} keys")
-    keys = [key for index, entry in enumerate(entries) if (key := _read(index, entry)) is not None]
+    keys: dict[object, PublicKey] = {}
+    for index, entry in enumerate(entries):
+        try:
+            key = _read(index, entry)
+            if key is None:
+                continue
+            name = (key.kid, key.kty, key.crv, key.alg) if key.kid else index
+            if name in keys:
+                raise BadKeys(f"keys[{index}] has the kid of another key of its kind")
+            keys[name] = key
+        except BadKeys as error:
+            if left_out is None:
+                raise
+            left_out.append(str(error))
     if not keys:
         raise BadKeys("no public key that verifies signatures")
-    kids = [(key.kid, key.kty, key.crv, key.alg) for key in keys if key.kid]
-    if len(set(kids)) < len(kids):
-        raise BadKeys("two keys of one kind with the same kid")
-    return tuple(keys)
+    return tuple(keys.values())
 
 
 def _read(index: int, entry: object) -> PublicKey | None:

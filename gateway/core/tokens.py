@@ -60,9 +60,8 @@ def find_token(values: Sequence[bytes], field: bytes) -> bytes | None:
     """
     found: set[bytes] = set()
     for value in values:
-        scheme, _, rest = value.partition(b" ")
-        if scheme.lower() == b"bearer":
-            found.add(rest.strip(b" \t"))
+        if value[:6].lower() == b"bearer" and value[6:7] in (b"", b" ", b"\t"):  # as the laxest of parsers reads it
+            found.add(value[6:].strip(b" \t"))
         elif field != AUTHORIZATION and value:
             found.add(value)
     if not found:

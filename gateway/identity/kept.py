@@ -35,7 +35,7 @@ def read_kept(state_dir: Path) -> dict[str, TokenKeys]:
 def _is_good(known: TokenKeys) -> bool:
     """A key set that cannot be read is none: somebody else wrote it, or another program."""
     try:
-        return all(read_keys(text) for kid, text in known.keys.items() if not kid)
+        return all(read_keys(text, []) for kid, text in known.keys.items() if not kid)
     except BadKeys:
         return False
 

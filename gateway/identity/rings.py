@@ -75,7 +75,7 @@ class Ring:
         if is_new:
             self._made.clear()
             try:
-                self._set = read_keys(known.keys[""]) if "" in known.keys else ()
+                self._set = read_keys(known.keys[""], []) if "" in known.keys else ()
             except BadKeys as error:  # whoever sent it has judged it: a newer program, perhaps
                 LOG.error("keys of %s: %s", self.source, error)
                 self._set = ()

@@ -367,6 +367,11 @@ def masked(settings: Settings) -> dict[str, Any]:
         token["token"] = MASK
     if (redis := settings.tenant_map.redis) is not None:
         plain["tenant_map"]["redis"] |= {"url": masked_url(redis.url), "peers": redis.masked_peers()}
+    for resolver in plain["tenancy"]["resolvers"]:
+        for kind, key in (("jwt", "jwks"), ("alb", "keys")):
+            if kind in resolver:
+                place, query, _ = resolver[kind][key].partition("?")
+                resolver[kind][key] = f"{place}?{MASK}" if query else place
     plain["filter_options"] = {name: _masked_options(options) for name, options in settings.filter_options.items()}
     return plain
 

@@ -73,7 +73,7 @@ def test_only_public_members_are_kept() -> None:
         ('{"keys": []}', "no public key that verifies signatures"),
         ('{"keys": [1]}', "keys[0] is no key"),
         (of(*[ONE] * (KEYS_MAX + 1)), f"more than {KEYS_MAX} keys"),
-        (of(ONE, ONE), "two keys of one kind with the same kid"),
+        (of(ONE, ONE), "keys[1] has the kid of another key of its kind"),
         (of(ONE | {"d": "AA"}), "keys[0] holds a secret: a set for verifying has public keys only"),
         (of({"kty": "oct", "k": "AAAA"}), "keys[0] holds a secret: a set for verifying has public keys only"),
         (of(ONE | {"kid": 7}), "keys[0] has a kid that is no text of at most 256 characters"),
@@ -89,6 +89,20 @@ def test_only_public_members_are_kept() -> None:
 )
 def test_what_is_no_key_set_says_why(text: str | bytes, why: str) -> None:
     assert refused(text) == why
+
+
+def test_of_a_set_that_others_publish_the_good_keys_count() -> None:
+    left_out: list[str] = []
+    bad = [ONE | {"kid": "a", "x": "AQ"}, ONE | {"kid": "b", "d": "AA"}, 7, ONE]
+    assert [key.kid for key in read_keys(of(ONE, *bad), left_out)] == ["one"]  # type: ignore[arg-type]
+    assert left_out == [
+        "keys[1] is no point of the curve P-256",
+        "keys[2] holds a secret: a set for verifying has public keys only",
+        "keys[3] is no key",
+        "keys[4] has the kid of another key of its kind",
+    ]
+    with pytest.raises(BadKeys):
+        read_keys(of(*bad[:3]), [])  # type: ignore[arg-type]
 
 
 def test_a_short_rsa_key_is_refused() -> None:

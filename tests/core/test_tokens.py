@@ -43,6 +43,8 @@ def why(call: Any, *arguments: Any, **more: Any) -> str:
         ([b"Bearer"], AUTHORIZATION, b""),
         ([b"Bearer "], AUTHORIZATION, b""),
         ([b"Basic eDp5"], AUTHORIZATION, None),
+        ([b"Bearer\ta.b.c"], AUTHORIZATION, b"a.b.c"),
+        ([b"Bearers a.b.c"], AUTHORIZATION, None),
         ([b"Basic eDp5", b"Bearer a.b.c"], AUTHORIZATION, b"a.b.c"),
         ([b"Bearer a.b.c", b"Bearer a.b.c"], AUTHORIZATION, b"a.b.c"),
         ([b"a.b.c"], AUTHORIZATION, None),

@@ -65,6 +65,7 @@ def test_other_keys_in_the_file_are_another_configuration_that_is_data(folder: P
 def test_a_url_is_controls_to_ask(folder: Path) -> None:
     path = write(folder, jwt(JWT.replace("jwks.json", "'https://id.test/keys?p=1'") + ", refresh: 1m, leeway: 0s"))
     (resolver,) = build_view(settings_of(path), Conditions(), 0).resolvers
+    assert masked(settings_of(path))["tenancy"]["resolvers"][0]["jwt"]["jwks"] == "https://id.test/keys?***"
     assert isinstance(resolver, JwtResolver)
     assert (resolver.source, resolver.keys, resolver.leeway_s) == ("https://id.test/keys?p=1", "", 0.0)
     for place in ("http://127.0.0.1:80/k", "http://localhost/k", "'http://[::1]:8/k'", "https://10.0.0.1/k"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 import aiohttp
 
 from gateway.core.jwks import SET_BYTES_MAX, BadKeys, read_keys
+
+LOG = logging.getLogger("landbridge.control")
 
 FETCH_LIMIT_S: Final = 5.0
 """From the name's look-up to the last byte."""
@@ -27,14 +30,19 @@ class Fetcher:
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self._left_out: dict[str, list[str]] = {}
 
     async def key_set(self, url: str) -> str:
         """A key set that can be used. Raises FetchFailed."""
         body = await self._get(url, SET_BYTES_MAX)
+        left_out: list[str] = []
         try:
-            read_keys(body)
+            read_keys(body, left_out)
         except BadKeys as error:
             raise FetchFailed(f"what it answers is no key set: {error}") from error
+        if left_out and left_out != self._left_out.get(url):
+            LOG.warning("keys of %s: left out: %s", url.partition("?")[0], "; ".join(left_out))
+        self._left_out[url] = left_out
         return body.decode(errors="replace")
 
     async def pem(self, url: str) -> str:

@@ -96,9 +96,9 @@ class KeyKeeper:
         self._writing: asyncio.Task[None] | None = None
         self._sources: dict[str, _Source] = {}
 
-    def cover(self, settings: Settings) -> None:
-        """Keep the keys of exactly these settings' sources."""
-        wanted = sources_of(settings)
+    def cover(self, *settings: Settings) -> None:
+        """Keep the keys of exactly these settings' sources; there are two while new workers prove themselves."""
+        wanted = {url: refresh_s for one in settings for url, refresh_s in sources_of(one).items()}
         for url in self._sources.keys() - wanted.keys():
             task = self._sources.pop(url).task
             if task is not None:
@@ -254,7 +254,7 @@ def _youngest(items: dict[str, V], count: int) -> dict[str, V]:
 
 
 def _count(source: _Source) -> int:
-    return len(source.keys) if KID in source.url else len(read_keys(source.keys[""])) if source.keys else 0
+    return len(source.keys) if KID in source.url else len(read_keys(source.keys[""], [])) if source.keys else 0
 
 
 def _place(url: str) -> str:
