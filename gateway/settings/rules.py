@@ -7,7 +7,7 @@ dangling reference next to a misspelt unit. A rule that would only repeat a prob
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from gateway.core.placement import Misroute
@@ -289,6 +289,17 @@ class _Rules:
             self.note(("probes", key), f"a path other than that of probes.{'live' if key == 'ready' else 'ready'}")
 
 
+def _unlooked_at(settings: Settings) -> Iterator[tuple[int, str]]:
+    """The resolvers of tokens that a Host makes moot."""
+    tenancy = settings.tenancy
+    public = any(region.public is not None and "{tenant}" in region.public for region in settings.regions.values())
+    if not public and not any(resolver.kind == "host" for resolver in tenancy.resolvers):
+        return
+    for index, resolver in enumerate(tenancy.resolvers):
+        if resolver.kind in ("jwt", "alb") and not {"host", resolver.kind} <= set(tenancy.agree):
+            yield index, resolver.kind
+
+
 def _clash(a: Address, b: Address) -> bool:
     """Whether binding one address takes the other's port."""
     if a.port != b.port or a.port == 0:
@@ -321,6 +332,9 @@ def warnings(settings: Settings, root: Table) -> list[str]:
                  "Node and uvicorn close a connection")  # fmt: skip
         if not cluster.endpoints:
             warn(("clusters", name, "endpoints"), "no endpoint: this region cannot serve this cluster")
+    for index, kind in _unlooked_at(settings):
+        warn(("tenancy", "resolvers", index, kind), "a request whose Host names a tenant is served without a look at a "
+             f"token; `agree: [host, {kind}]` holds both against each other")  # fmt: skip
     if len(settings.regions) > 1 and not settings.hop_keys:
         warn(("hop_keys",), "no key: what no redirect can answer (API calls, uploads, failover) cannot be carried")
     for index, node in enumerate(_listed(root, "hop_keys")):

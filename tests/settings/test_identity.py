@@ -10,7 +10,7 @@ import pytest
 from gateway.core.conditions import Conditions
 from gateway.core.view import AlbResolver, JwtResolver
 from gateway.settings.difference import compare
-from gateway.settings.loader import decode_sources, encode_sources, load, masked, read_sources
+from gateway.settings.loader import decode_sources, encode_sources, load, masked, read_sources, warnings_for
 from gateway.settings.view import build_view
 from tests.support.configs import ENVIRON, SMALL, problems_of, settings_of, write
 from tests.support.tokens import ARN, key_set, signer
@@ -213,6 +213,21 @@ def test_what_is_to_agree_has_to_be_there(folder: Path, agree: str, problem: str
     if not found:
         view = build_view(settings_of(write(folder, jwt(more=f"  agree: {agree}\n"))), Conditions(), 0)
         assert view.agree == (("host", "jwt") if problem == "" and agree != "[]" else ())
+
+
+def test_a_token_that_a_host_makes_moot_is_warned_of(folder: Path) -> None:
+    def warned(text: str) -> list[str]:
+        sources = read_sources(write(folder, text), ENVIRON)
+        return [line for line in warnings_for(load(sources, ENVIRON), sources) if "token" in line]
+
+    (line,) = warned(jwt())
+    assert line.replace(f"{folder}/", "") == (
+        "gateway.yaml:11: tenancy.resolvers[0].jwt: a request whose Host names a tenant is served without a look at a "
+        "token; `agree: [host, jwt]` holds both against each other"
+    )
+    assert warned(jwt(more="  agree: [jwt, host]\n")) == []
+    assert warned(jwt().replace("{tenant}.", "")) == []
+    assert len(warned(alb())) == 1
 
 
 def test_address_lists_of_routes(folder: Path) -> None:
