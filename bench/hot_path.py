@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The plain path without a kernel: microseconds of Python per request, from the client's bytes to the last write.
 
-    python bench/hot_path.py [--requests 20000] [--rounds 7] [--profile] [--fresh]
+    python bench/hot_path.py [--requests 20000] [--rounds 7] [--profile] [--fresh] [--throttle]
 
 A worker with its real filters, map, counters and pools; only the two transports are stand-ins that drop what is
 written. `--fresh` makes one field line of every request new, as a load balancer's trace id does. Prints the median
@@ -24,9 +24,10 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from gateway.core.limits import Limit, Throttle
 from gateway.core.placement import Placement
 from gateway.proxy.upstream import Upstream
-from tests.support.dataplane import cluster, data_plane, view
+from tests.support.dataplane import DataPlane, cluster, data_plane, view
 from tests.support.transports import Dropped
 
 HEAD = b"\r\n".join(
@@ -61,6 +62,37 @@ def one_round(down: object, up: Upstream, requests: int, fresh: bool) -> float:
     return (time.perf_counter() - start) / requests * 1e6
 
 
+def throttled(plane: DataPlane, down: object, up: Upstream, options: argparse.Namespace) -> None:
+    """Rounds with limits and without in turn, in CPU time: what else runs here is left out."""
+    kinds = {
+        "a tenant's limit": Throttle(tenant=Limit(1e6, 1e6)),
+        "a tenant's and a client's": Throttle(tenant=Limit(1e6, 1e6), client=Limit(1e6, 1e6)),
+        "all four, with slots": Throttle(
+            tenant=Limit(1e6, 1e6, 1000),
+            client=Limit(1e6, 1e6),
+            gateway=Limit(1e6, 1e6, 1000),
+            routes=((b"/", Limit(1e6, 1e6)),),
+        ),
+    }
+    for name, limits in kinds.items():
+        pairs = []
+        for _ in range(options.rounds):
+            costs = []
+            for throttle in (None, limits):
+                plane.swap(throttle=throttle)
+                one_round(down, up, 500, options.fresh)
+                start = time.process_time()
+                one_round(down, up, options.requests, options.fresh)
+                costs.append((time.process_time() - start) / options.requests * 1e6)
+            pairs.append(costs)
+        without, with_ = (statistics.median(costs) for costs in zip(*pairs, strict=True))
+        parts = sorted(on / off - 1 for off, on in pairs)
+        print(
+            f"{name}: {with_:.2f} us of CPU per request against {without:.2f} without; "
+            f"median of {options.rounds} pairs {100 * statistics.median(parts):+.1f} %"
+        )
+
+
 async def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         snapshot = view(cluster("app", 9), access_log_path=None)
@@ -82,6 +114,8 @@ async def run(options: argparse.Namespace) -> None:
                 profile.disable()
                 pstats.Stats(profile).sort_stats("tottime").print_stats(35)
             assert up.transport is not None
+            if options.throttle:
+                throttled(plane, down, up, options)
             print(f"{statistics.median(times):.2f} us per request, fastest round {min(times):.2f}")
             worker.downs.clear()
             worker.ups.clear()
@@ -93,6 +127,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--throttle", action="store_true", help="compare with and without limits, in pairs")
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(options))

@@ -122,7 +122,7 @@ class Bucket:
     `zero` is the time at which the bucket was, or would have been, empty: it holds `(now - zero) / interval` tokens, at
     most `window / interval`. `inflight` are the slots taken of `slots`. Since the last report: `offered`, `refused` for
     want of a token and `refused_slots` of a slot, and `peak`, the most slots taken. `is_hot`: it refuses, or is about
-    to, so clients are told where they stand.
+    to, so clients are told where they stand. `is_plain`: there are only tokens to be taken.
     """
 
     __slots__ = (
@@ -130,6 +130,7 @@ class Bucket:
         "inflight",
         "interval",
         "is_hot",
+        "is_plain",
         "key",
         "limit",
         "offered",
@@ -167,6 +168,7 @@ class Bucket:
         self.limit = limit
         self.share = share
         self.equal = equal
+        self.is_plain = limit.rate is not None and limit.concurrency is None
         self.interval, self.window = pace(limit, share, (share + equal) / 2)
         self.slots = slots_of(limit, self.slots_share)
 

@@ -52,6 +52,7 @@ _NOTHING: Final = Throttle()
 _LOCAL: Final = Kind.LOCAL
 """Bound once: looking an enum member up by its class costs more than the comparison it is for."""
 _TENANT: Final = Scope.TENANT
+_GATEWAY: Final = Scope.GATEWAY
 
 
 class Limiter:
@@ -105,9 +106,9 @@ class Limiter:
             routes=tuple((prefix, limit and fresh(limit)) for prefix, limit in written.routes),
         )
         self._owns: Bounded[TenantLimits, Limit | None] = Bounded(OWN_MAX)
-        self._pace = (0.0, 0.0)
+        self._interval = self._window = 0.0
         if (client := self._throttle.client) is not None:
-            self._pace = pace(client, self.equal, self.equal)
+            self._interval, self._window = pace(client, self.equal, self.equal)
             self._clients = self._clients or Clients()
         self._field = b"" if written.client_header is None else written.client_header + b":"
         self._has_exempt = bool(written.exempt_networks or written.exempt_tenants)
@@ -140,10 +141,26 @@ class Limiter:
                 if refusal is not None:
                     return refusal
         if throttle.gateway is not None:
-            return self._charge(exchange, self._other(Scope.GATEWAY, "", throttle.gateway, now), throttle.gateway, now)
+            bucket = self._others.get("g:") or self._other(_GATEWAY, "", throttle.gateway, now)
+            return self._charge(exchange, bucket, throttle.gateway, now)
         return None
 
     def _charge(self, exchange: Exchange, bucket: Bucket, limit: Limit, now: float) -> Refusal | None:
+        if bucket.limit is limit and bucket.is_plain:
+            zero, floor = bucket.zero, now - bucket.window  # as Bucket.take, without a call
+            zero = (zero if zero > floor else floor) + bucket.interval
+            if zero <= now:
+                bucket.zero = zero
+                if not bucket.offered:
+                    self._touched.append(bucket)
+                bucket.offered += 1
+                if bucket.is_hot and not limit.shadow:
+                    exchange.limited = bucket
+                return None
+        return self._charge_all(exchange, bucket, limit, now)
+
+    def _charge_all(self, exchange: Exchange, bucket: Bucket, limit: Limit, now: float) -> Refusal | None:
+        """The same for a limit that has slots, has no room, or is another one than before."""
         if bucket.limit is not limit:
             bucket.slots_share = self._share(bucket.key + SLOTS, bucket.scope)
             bucket.retune(limit, self._share(bucket.key, bucket.scope), now, self._equal(bucket.scope))
@@ -236,13 +253,12 @@ class Limiter:
             key = value
         elif ":" in key:
             key = self._addresses.items.get(key) or self._address(key)
-        bucket = self._hot_clients.get(key) if self._hot_clients else None
-        if bucket is not None:
+        if self._hot_clients and (bucket := self._hot_clients.get(key)) is not None:
             return self._charge(exchange, bucket, limit, now)
         if limit.concurrency is not None:  # slots are counted in a bucket of its own, for as long as some are taken
             return self._charge(exchange, self._heat(key, limit, now), limit, now)
         assert self._clients is not None
-        wait_s = self._clients.take(key, now, *self._pace)
+        wait_s = self._clients.take(key, now, self._interval, self._window)
         if not wait_s:
             return None
         self._count(Scope.CLIENT, "rate", limit)
