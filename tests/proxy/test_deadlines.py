@@ -7,6 +7,7 @@ import dataclasses
 import re
 import time
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -89,10 +90,14 @@ async def test_nobody_works_longer_than_the_client_waits(tmp_path: Path, failing
         assert took < 1.0 + within(0.1)
         told = [int(seen.value("x-gateway-timeout-ms") or 0) for seen in app.requests]
         assert 0 < told[0] <= 500
-        assert all(0 < later < earlier for earlier, later in zip(told, told[1:], strict=False))
+        assert all(0 < later < earlier for earlier, later in pairwise(told))
         seen = len(app.requests)
         [exchange] = home.log.exchanges
-        assert exchange.flag is None or exchange.flag.name in ("upstream_timeout", "cluster_unavailable")
+        assert exchange.flag is None or exchange.flag.name in (
+            "upstream_timeout",
+            "upstream_reset",
+            "cluster_unavailable",
+        )
         await asyncio.sleep(0.3)  # more than a try and its pause: this wait is the test
         assert len(app.requests) == seen
         assert not home.worker.ups or failing is UNAVAILABLE
@@ -114,7 +119,7 @@ async def test_a_client_s_limit_ends_a_wait_for_a_connection(tmp_path: Path):
 
 
 async def test_a_hop_that_is_sent_again_says_what_is_left(tmp_path: Path, origin: Origin):
-    """The peer dies on a pooled connection half a second after it took the request: its successor has that much less."""
+    """The peer dies on a pooled connection half a second after it took the request: the next has that much less."""
     async with three_regions(tmp_path, dict.fromkeys(REGIONS, IN_EU)) as three:
         three.know(eu_west_1=origin.port)
         us = three.planes[US]
