@@ -1,6 +1,6 @@
 """Compiles a worker's filter chain: the registries in `filters`, in their order, and operators' own among them.
 
-An inbound filter of an operator's runs after `region`, an outbound one before `log`, unless it says `before` or
+An inbound filter of an operator's runs after all of these, an outbound one before `log`, unless it says `before` or
 `after` which filter of its kind it belongs. The built-in ones keep their order, and none of them can be left out.
 """
 

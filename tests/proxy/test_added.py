@@ -114,11 +114,11 @@ def test_imports_that_another_machine_may_not_have_are_warned_of(source: str, wa
 
 
 PLACES = [
-    ([("a", ()), ("b", ())], "identify tenant region a b"),
-    ([("a", ("before = 'identify'",))], "a identify tenant region"),
-    ([("a", ("after = 'tenant'",)), ("b", ("after = 'tenant'",))], "identify tenant a b region"),
-    ([("a", ("after = 'b'",)), ("b", ("before = 'region'",))], "identify tenant b a region"),
-    ([("a", ("after = 'identify'", "before = 'region'"))], "identify a tenant region"),
+    ([("a", ()), ("b", ())], "identify tenant region access throttle shed a b"),
+    ([("a", ("before = 'identify'",))], "a identify tenant region access throttle shed"),
+    ([("a", ("after = 'tenant'",)), ("b", ("after = 'tenant'",))], "identify tenant a b region access throttle shed"),
+    ([("a", ("after = 'b'",)), ("b", ("before = 'region'",))], "identify tenant b a region access throttle shed"),
+    ([("a", ("after = 'identify'", "before = 'region'"))], "identify a tenant region access throttle shed"),
 ]
 
 
