@@ -172,7 +172,10 @@ def test_who_refuses_on_errors_stays() -> None:
 
 def test_options_of_nobody_name_the_filters_that_there_are() -> None:
     [found] = problems_of(text(GOOD), options={"mime": {}})
-    assert "one of identify, tenant, region, access, throttle, shed, forward, redirect, reply, headers, log, mine (did you mean mine?)" in found
+    assert (
+        "one of identify, tenant, region, access, throttle, shed, forward, "
+        "redirect, reply, headers, log, mine (did you mean mine?)"
+    ) in found
 
 
 def test_a_traceback_shows_the_text_that_ran(tmp_path: Path) -> None:
