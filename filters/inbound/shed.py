@@ -13,10 +13,11 @@ from gateway.core.client import is_trusted
 from gateway.core.exchange import Exchange
 from gateway.core.filtering import Answer
 from gateway.core.http1.fields import Seen
-from gateway.core.shedding import Shedding, class_of
+from gateway.core.shedding import PRIORITIES, Priority, Shedding, class_of
 from gateway.core.view import Network
 
 PEERS_MAX: Final = 4096
+_DEFAULT: Final = Priority.DEFAULT
 _NO_LABELS: Final[Mapping[str, str]] = {}
 
 
@@ -36,13 +37,13 @@ class ShedFilter:
         if rules is None or exchange.endpoint == "reply":
             return None
         hop, placement = exchange.hop, exchange.placement
-        exchange.priority = priority = class_of(
-            rules,
-            None if hop is None else hop.fields,
-            self._claimed(exchange, rules) if rules.header is not None and hop is None else (),
-            exchange.request.target,
-            _NO_LABELS if placement is None else placement.labels,
-        )
+        labels = _NO_LABELS if placement is None else placement.labels
+        if hop is not None or rules.by_request:
+            fields = None if hop is None else hop.fields
+            claimed = self._claimed(exchange, rules) if hop is None else ()
+            priority = class_of(rules, fields, claimed, exchange.request.target, labels)
+        else:
+            priority = PRIORITIES.get(labels.get(rules.label, ""), _DEFAULT) if labels else _DEFAULT
         exchange.services.shedder.admit(exchange, priority)
         return None
 

@@ -43,12 +43,12 @@ class Limiting(Protocol):
 class InHand(Protocol):
     """Counts what an application has in hand."""
 
-    def take(self, exchange: Exchange, since: float) -> None:
-        """The application has the whole request, from `since` (monotonic seconds) on."""
+    def uploaded(self, exchange: Exchange, now: float) -> None:
+        """The application has the whole of a request whose body was still coming when it was let in."""
         ...
 
     def release(self, exchange: Exchange, now: float) -> None:
-        """The head of its answer is here, or the exchange is over. Only the first call counts."""
+        """The head of its answer is here, or the exchange is over; `counted_by` is None again."""
         ...
 
 
@@ -142,9 +142,10 @@ class Exchange:
     used up of the time to answer, `timeout_s` how long the client says that it waits (0: it does not say). `endpoint`
     names the endpoint filter that answers; `flag` is set when the gateway itself did, `retry_after_s` where it knows
     better than the flag when to come back. `refusal` is a limit's, `limited` the one to tell the client of, `held`
-    is released when the exchange is over. `priority` is its class where load is shed, `counted_by` who counts it then,
-    and `in_hand_since` since when the application has it (0: it does not); `whole` once a body has come to its end.
-    What is not known yet is a class attribute: making one costs nine stores, not thirty.
+    is released when the exchange is over. `priority` is the class that a hop carries where load is shed; `counted_by`
+    who counts it while the application has it, since `in_hand_since` where that is not `started` (below 0: it has not
+    the whole of it yet); `whole` once a body has come to its end. What is not known yet is a class attribute: making
+    one costs nine stores, not thirty, and further ones would cost more: CPython keeps up to 30 names for all of them.
     """
 
     client = ""

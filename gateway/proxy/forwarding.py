@@ -185,7 +185,7 @@ def request_end(relay: Relay, data: bytes) -> None:
     exchange = relay.exchange
     exchange.whole = True
     if exchange.counted_by is not None:
-        exchange.counted_by.take(exchange, relay.worker.now())
+        exchange.counted_by.uploaded(exchange, relay.worker.now())
     if data:
         request_data(relay, data)
     if relay.exchange.hop is not None:

@@ -16,7 +16,6 @@ from gateway.core.errors import GatewayError
 from gateway.core.exchange import Exchange
 from gateway.core.routing import Kind
 from gateway.core.shedding import (
-    FIRST_RANK,
     RANKS,
     Pressure,
     Priority,
@@ -40,6 +39,8 @@ DETAILS: Final = {
     SHARE: "this tenant has more than its share of the requests that the application can have in hand",
     WORKER: "the gateway has no time left for more requests",
 }
+NOT_YET: Final = -1.0
+"""`in_hand_since` of a request whose body is still coming."""
 STATE: Final = "shedding"
 """Series for the admin API alone, by cluster, worker and what: no metric has this name."""
 
@@ -66,23 +67,20 @@ class ClusterLimiter:
         self.ceilings = ceilings(self.limit.limit)
         self.share = share_in_hand((), self.limit.limit)
 
-    def take(self, exchange: Exchange, since: float) -> None:
-        """From here on the application has the whole request. Only the first call counts."""
-        if exchange.in_hand_since:
-            return
-        tenants, tenant = self.tenants, exchange.tenant
-        exchange.in_hand_since = since
-        tenants[tenant] = tenants.get(tenant, 0) + 1
-        self.in_hand = in_hand = self.in_hand + 1
-        if in_hand > self.peak:
-            self.peak = in_hand
+    def uploaded(self, exchange: Exchange, now: float) -> None:
+        """From here on the application has the whole of a request that was let in before its body had come."""
+        if exchange.in_hand_since < 0.0:
+            exchange.in_hand_since = now
+            self.tenants[exchange.tenant] = self.tenants.get(exchange.tenant, 0) + 1
+            self.in_hand += 1
+            self.peak = max(self.peak, self.in_hand)
 
     def release(self, exchange: Exchange, now: float) -> None:
-        """Its answer is here, or there will be none. May be called again."""
-        since = exchange.in_hand_since
-        if not since:
+        """Its answer is here, or there will be none."""
+        exchange.counted_by = None
+        since = exchange.in_hand_since or exchange.started
+        if since < 0.0:
             return
-        exchange.in_hand_since = 0.0
         self.in_hand -= 1
         tenants, tenant = self.tenants, exchange.tenant
         left = tenants[tenant] - 1
@@ -149,27 +147,37 @@ class Shedder:
         if self.pressing:
             self._press(exchange, priority)
         decision = exchange.decision
-        if decision is None or decision.kind is not _LOCAL or exchange.counted_by is not None:
-            return  # carried elsewhere: that region's gateway knows how its application does
+        if decision is None or decision.kind is not _LOCAL:
+            exchange.priority = priority  # carried elsewhere: that region's gateway knows how its application does
+            return
+        if exchange.counted_by is not None:
+            return
         limiter = self.limiters.get(decision.cluster)
         if limiter is None:
             limiter = self._begin(decision.cluster, exchange.started)
         limiter.offered += 1
-        over = limiter.tenants.get(exchange.tenant, 0) >= limiter.share
-        rank = FIRST_RANK[priority] if over else FIRST_RANK[priority] + 1
-        if limiter.in_hand >= limiter.ceilings[rank]:
+        tenants, tenant, in_hand = limiter.tenants, exchange.tenant, limiter.in_hand
+        mine = tenants.get(tenant, 0)
+        over = mine >= limiter.share
+        rank = priority.over if over else priority.over + 1
+        if in_hand >= limiter.ceilings[rank]:
             limiter.refused += 1
-            alone = over and limiter.in_hand < limiter.ceilings[rank + 1]
+            alone = over and in_hand < limiter.ceilings[rank + 1]
             self._refuse(exchange, priority, SHARE if alone else LIMIT, limiter.spread_s)
         exchange.counted_by = limiter
-        if not exchange.request.length or exchange.whole:
-            limiter.take(exchange, exchange.started)
+        if exchange.request.length and not exchange.whole:
+            exchange.in_hand_since = NOT_YET
+            return
+        tenants[tenant] = mine + 1
+        limiter.in_hand = in_hand = in_hand + 1
+        if in_hand > limiter.peak:
+            limiter.peak = in_hand
 
     def _press(self, exchange: Exchange, priority: Priority) -> None:
         """This worker has no time left: refuse the ranks' shares of what comes."""
         pressure = self.pressure
         self._tenants[exchange.tenant] = count = self._tenants[exchange.tenant] + 1
-        rank = FIRST_RANK[priority] + (count <= pressure.level)
+        rank = priority.over + (count <= pressure.level)
         self._offered[rank] += 1
         chance = pressure.chances[rank]
         if chance and random.random() < chance:

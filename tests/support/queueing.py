@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.core.concurrency import SAMPLES_MAX, Concurrency
-from gateway.core.shedding import FIRST_RANK, Priority, ceilings, share_in_hand
+from gateway.core.shedding import Priority, ceilings, share_in_hand
 
 TICK_S = 0.1
 
@@ -95,7 +95,7 @@ class Simulation:
 
     def arrive(self, source: Source, now: float) -> None:
         source.offered += 1
-        rank = FIRST_RANK[source.priority] + (self.in_hand[source.tenant] < self.share)
+        rank = source.priority.over + (self.in_hand[source.tenant] < self.share)
         if self.total >= self.ceilings[rank]:
             source.refused += 1
             return
