@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gateway.proxy.relay import Relay
     from gateway.proxy.upstream import Upstream
 
+UNREAD_BYTES_MAX: Final = 16 * 1024
+"""So much fits into any receive window: it is acknowledged although nobody has read it yet."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -30,6 +32,7 @@ def forward(relay: Relay, answer: Forward) -> None:
     request = exchange.request
     cluster = relay.worker.cluster(answer.cluster)
     if relay.cluster is not cluster:
+        relay.connects_by = 0.0
         relay.cluster = cluster
         relay.tries_left = cluster.config.retries
         cluster.budget.requests += 1
@@ -107,6 +110,9 @@ def connected(relay: Relay, up: Upstream, now: float) -> None:
         relay.response_s = own = config.timeouts.response
         by = now + own
     data = head if not body else b"".join((head, *body))
+    patient = not relay.request_sent or len(data) > UNREAD_BYTES_MAX
+    if patient is not up.patient:
+        up.wait_for_acks(patient)
     if relay.request_sent:
         up.begin(relay, data, by)
         return
@@ -141,6 +147,7 @@ def continued(relay: Relay) -> None:
     if not relay.awaits_100 or up is None or up.transport is None:
         return
     withhold_no_more(relay)
+    up.wait_for_acks(True)
     body, relay.body = relay.body, None
     if relay.request_sent:
         relay.asked_at = 0.0  # the wait for a 100 is none for an answer
@@ -204,8 +211,9 @@ def connect_failed(relay: Relay, pool: EndpointPool) -> None:
     cluster = pool.cluster
     relay.worker.meters.upstream(cluster.name, "connect_failed")
     relay.tried += (pool.endpoint.key,)
-    relay.timed_out = False
-    if relay.retry(Failure.CONNECT, pool):
+    is_silent, relay.timed_out = relay.timed_out and cluster.config.region is not None, False
+    has_another = not is_silent or any(one.endpoint.key not in relay.tried for one in cluster.usable)
+    if has_another and relay.retry(Failure.CONNECT, pool):  # a region that is cut off is not waited for twice
         return
     if deadlines.is_late(relay, relay.worker.now()):
         relay.refuse("upstream_timeout", "")

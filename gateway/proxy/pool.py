@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FAILURES_DOWN: Final = 3
 """Connects in a row that fail before an endpoint counts as down (DESIGN 5.1)."""
+RECONNECT_S: Final = 0.3
+"""What all further connects of a request get after a first one that took all of `timeouts.connect`: two round trips
+around the earth. Whoever waits for an answer must not wait for one endpoint after the other."""
 LOCAL_DOWN_S: Final = 2.0
 """How long a worker trusts its own three failures; control's word takes their place long before, if it lives."""
 
@@ -58,6 +61,13 @@ class EndpointPool:
             return
         up.deadline = now + cluster.config.timeouts.idle
         self.idle.append(up)
+
+    def give_up(self) -> None:
+        """Another region's gateway is not there any more, and nobody says so but its silence: what waits for its answer
+        goes on without, and no kept connection is tried when it is back. One that drains still answers."""
+        for up in tuple(self.cluster.worker.ups):
+            if up.pool is self:
+                up.give_up()
 
     def leave(self) -> None:
         """The configuration no longer names this endpoint: what is in hand ends, nothing is pooled any more."""
@@ -112,6 +122,8 @@ class ClusterPool:
                 pool.failures, pool.down_until = 0, 0.0
                 if self.watch is not None:
                     self.watch.heal(self.worker.now())
+            if config.region is not None and pool.endpoint.up and not (endpoint.up or endpoint.draining):
+                pool.give_up()
             pool.endpoint = endpoint
             kept[endpoint.key] = pool
         gone = self.endpoints
@@ -154,6 +166,8 @@ class ClusterPool:
 
     def _make(self, pool: EndpointPool, relay: Relay, now: float) -> None:
         """Open a connection, or wait for one. Raises GatewayError(shed)."""
+        if not relay.connects_by:
+            relay.connects_by = now + self.config.timeouts.connect + RECONNECT_S
         if self.size >= self.config.connections_max and not self._evict():
             if len(self.waiting) >= self.config.pending_max:
                 raise GatewayError("shed", "every connection to the application is in use, and the queue is full")
@@ -199,7 +213,8 @@ class ClusterPool:
         """Make one connection for one relay. The sweep cancels it at `timeouts.connect`."""
         endpoint = pool.endpoint
         began = self.worker.now()
-        relay.deadline = deadlines.bounded(relay, began + self.config.timeouts.connect)
+        by = min(began + self.config.timeouts.connect, relay.connects_by)
+        relay.deadline = deadlines.bounded(relay, by)
         up = Upstream(self.worker, pool)
         try:
             await self.worker.loop.create_connection(lambda: up, endpoint.address, endpoint.port)

@@ -49,6 +49,7 @@ class Relay:
     connecting: asyncio.Task[None] | None = None
     task: asyncio.Task[None] | None = None
     deadline = 0.0
+    connects_by = 0.0
     sent_at = 0.0
     asked_at = 0.0
     received_at = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, cast
 
@@ -59,6 +60,7 @@ class Upstream(asyncio.Protocol):
         "_reader",
         "deadline",
         "eof",
+        "patient",
         "phase",
         "pool",
         "relay",
@@ -76,6 +78,7 @@ class Upstream(asyncio.Protocol):
         self.deadline = 0.0
         self.reused = False
         self.eof = False
+        self.patient = True
         self._buffer = b""
         self._left = 0
         self._reader: ChunkedReader | None = None
@@ -109,6 +112,11 @@ class Upstream(asyncio.Protocol):
         if self.transport is not None:
             self.transport.close()
 
+    def give_up(self) -> None:
+        """Cut a connection whose other side is gone, unless a response has begun: its exchange sees it die."""
+        if self.phase in (_IDLE, _HEAD) and self.transport is not None:
+            self.transport.abort()
+
     def abort(self) -> None:
         """Drop the connection at once: its exchange is over, and what still comes belongs to nobody."""
         self.relay = None
@@ -120,6 +128,21 @@ class Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's
         self.worker.ups.add(self)
+        self.wait_for_acks(False)
+
+    def wait_for_acks(self, patient: bool) -> None:
+        """How long what was written may stay unacknowledged: `timeouts.connect`, or as long as the kernel likes.
+
+        A request that is out whole is acknowledged by the other machine's kernel at once, however slow its program
+        is: where it is not, there is no way there (RFC 5482, 3). A body that goes on may find the reader's window
+        closed for as long as that likes, which the kernel would count too.
+        """
+        self.patient = patient
+        assert self.transport is not None
+        sock = self.transport.get_extra_info("socket")
+        limit_ms = 0 if patient else max(1, int(self.pool.cluster.config.timeouts.connect * 1000))
+        if sock is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
 
     def connection_lost(self, exc: Exception | None) -> None:
         phase, relay = self.phase, self.relay
@@ -129,7 +152,9 @@ class Upstream(asyncio.Protocol):
         self.relay = None
         self.worker.ups.discard(self)
         self.pool.discard(self, was_busy=phase is not _IDLE)
-        if relay is not None:
+        if relay is not None and isinstance(exc, TimeoutError) and phase is _HEAD:
+            relay.upstream_failed("upstream_timeout", "the connection carries nothing any more")
+        elif relay is not None:
             relay.upstream_lost(self, complete=phase is _UNTIL_CLOSE and self.eof and exc is None)
 
     def eof_received(self) -> None:
@@ -214,6 +239,7 @@ class Upstream(asyncio.Protocol):
                 return False
             self.phase = _TUNNEL
             self.deadline = 0.0
+            self.wait_for_acks(True)
             relay.switched(self, response, rest)
             return False
         self._informational += 1
