@@ -86,12 +86,13 @@ class Verifier:
         self._credit_s = DEPTH_S
         self._credited_at = now()
 
-    def use(self, resolvers: Iterable[Resolver]) -> None:
-        """Verify for these from now on. What is known of those that stay is kept."""
+    def use(self, resolvers: Iterable[Resolver], ahead: bool = True) -> None:
+        """Verify for these from now on. What is known of those that stay is kept. `ahead`: load the library by now."""
         wanted = [resolver for resolver in resolvers if isinstance(resolver, JwtResolver | AlbResolver)]
-        if wanted and not self._memories:
-            # it takes a sixth of a second to load: not in the middle of requests
-            threading.Thread(target=_load, name="load cryptography", daemon=True).start()
+        if ahead and wanted and not self._memories:
+            # it takes a sixth of a second: not in the middle of requests. A process that ends waits for it: an
+            # interpreter that goes while a thread of its loads C code aborts
+            threading.Thread(target=_load, name="load cryptography").start()
         before = {memory.resolver: memory for memory in self._memories.values()}
         self._memories = {id(r): before.get(r) or _Memory(r) for r in wanted}
         self._held = wanted  # an id is another object's once its own is gone
@@ -192,7 +193,7 @@ class Verifier:
 def verifier_for(view: View, known: Iterable[TokenKeys]) -> Verifier:
     """One to explain by: with the keys of a View's files and those that are known, at this moment."""
     verifier = Verifier(lambda: time.time_ns() // 1_000_000, time.monotonic, time.thread_time)
-    verifier.use(view.resolvers)
+    verifier.use(view.resolvers, ahead=False)
     for keys in known:
         verifier.learn(keys)
     return verifier
