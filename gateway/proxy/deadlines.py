@@ -61,17 +61,21 @@ def due(relay: Relay, cluster: ClusterPool, now: float) -> float:
     relay.asked_at = now
     config = cluster.config
     own = config.timeouts.response
-    relay.response_s = max(relay.response_s, own)
-    by = bounded(relay, now + min(own, relay.response_s - relay.exchange.waited_s))
+    by = bounded(relay, now + min(own, _all(relay, own) - relay.exchange.waited_s))
     per_try = config.retry.per_try_s
     return min(by, now + per_try) if per_try else by
 
 
-def left_s(relay: Relay, now: float) -> float:
+def _all(relay: Relay, own: float) -> float:
+    """What a request has for all its tries: the most that any cluster is given which it was sent to."""
+    return max(relay.response_s, own)
+
+
+def left_s(relay: Relay, cluster: ClusterPool, now: float) -> float:
     """Seconds that this request has left; without a first answer owed, only what others said limits them."""
     account(relay, now)
     if relay.asked_at:
-        return bounded(relay, now + relay.response_s - relay.exchange.waited_s) - now
+        return bounded(relay, now + _all(relay, cluster.config.timeouts.response) - relay.exchange.waited_s) - now
     at = ends_at(relay)
     return at - now if at else float("inf")
 
@@ -79,7 +83,7 @@ def left_s(relay: Relay, now: float) -> float:
 def with_time(relay: Relay, cluster: ClusterPool, now: float) -> bytes:
     """The head, and in it what the application has left: only where that is less than the cluster's whole time."""
     own = cluster.config.timeouts.response
-    left = min(own, left_s(relay, now))
+    left = min(own, left_s(relay, cluster, now))
     if left >= own:
         return relay.head
     return b"%bX-Gateway-Timeout-Ms: %d\r\n\r\n" % (relay.head[:-2], max(1, int(left * 1000)))

@@ -33,6 +33,8 @@ def forward(relay: Relay, answer: Forward) -> None:
     cluster = relay.worker.cluster(answer.cluster)
     if relay.cluster is not cluster:
         relay.connects_by = 0.0
+        if relay.cluster is not None:
+            relay.response_s = max(relay.response_s, relay.cluster.config.timeouts.response)
         relay.cluster = cluster
         relay.tries_left = cluster.config.retries
         cluster.budget.requests += 1
@@ -99,7 +101,7 @@ def connected(relay: Relay, up: Upstream, now: float) -> None:
     assert body is not None
     head, by = relay.head, 0.0
     exchange = relay.exchange
-    if relay.retried or relay.asked_at or exchange.timeout_s or exchange.hop is not None or config.retry.per_try_s:
+    if relay.asked_at or exchange.timeout_s or exchange.hop is not None or config.retry.per_try_s:
         if config.region is None:
             head = deadlines.with_time(relay, up.pool.cluster, now)
         by = deadlines.ends_at(relay)
@@ -107,8 +109,7 @@ def connected(relay: Relay, up: Upstream, now: float) -> None:
             by = deadlines.due(relay, up.pool.cluster, now)
     elif relay.request_sent:  # the plain path: the first try, and nobody but the configuration limits it
         relay.asked_at = now
-        relay.response_s = own = config.timeouts.response
-        by = now + own
+        by = now + config.timeouts.response
     data = head if not body else b"".join((head, *body))
     patient = not relay.request_sent or len(data) > UNREAD_BYTES_MAX
     if patient is not up.patient:

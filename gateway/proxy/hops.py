@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from gateway.proxy.relay import Relay
 
 
-
 class PeerRefusal(NamedTuple):
     """`flag` and `detail` for the client, `outcome` for `landbridge_hops_total`; `verdict` where it can be followed."""
 

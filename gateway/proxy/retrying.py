@@ -10,9 +10,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final
 
-from gateway.core.following import SENDS_MAX
+from gateway.core.following import SENDS_MAX, Unconnected
 from gateway.core.retry import AT_ONCE, FREE, Failure, NotRetried, pause_s, why_not
-from gateway.proxy import deadlines, forwarding
+from gateway.core.routing import reads
+from gateway.proxy import deadlines, forwarding, hops
 
 if TYPE_CHECKING:
     from gateway.core.http1.head import Response
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.proxy.relay import Relay
     from gateway.proxy.upstream import Upstream
 
+_DIED: Final = frozenset((Failure.STALE, Failure.RESET))
 LEFT_S: Final = 0.01
 """A try with less time than this before its deadline is a burden and no chance."""
 RESIGN_S: Final = 0.1
@@ -35,8 +37,22 @@ def retry(relay: Relay, failure: Failure, cluster: ClusterPool, endpoint: str) -
     pause, reason = _judge(relay, failure, cluster, now)
     if reason is not None:
         relay.worker.meters.not_retried(cluster.name, reason)
-        return False
+        return reason is NotRetried.BUDGET and failure in _DIED and _elsewhere(relay, cluster)
     _again(relay, failure, cluster, endpoint, pause)
+    return True
+
+
+def _elsewhere(relay: Relay, cluster: ClusterPool) -> bool:
+    """An application that dies under load takes more requests with it than a budget pays for. Those that only read go
+    on to a standby, where they are covered: that is no try more for this application. Whether this one is done with."""
+    exchange = relay.exchange
+    if cluster.config.region is not None or relay.body is None or not reads(exchange.request):
+        return False
+    relay.let_go()
+    if exchange.hop is not None:
+        relay.refuse("cluster_unavailable", "the application closed the connection")
+    else:
+        hops.follow(relay, Unconnected("upstream_reset"), exchange.view.region, "")
     return True
 
 
@@ -71,7 +87,7 @@ def _judge(relay: Relay, failure: Failure, cluster: ClusterPool, now: float) -> 
     if watch is not None and not watch.may_retry(relay.exchange.tenant):
         return 0.0, NotRetried.BREAKER
     pause = 0.0 if failure in AT_ONCE or is_peer else pause_s(config.retry, relay.retried, random.random)
-    if deadlines.left_s(relay, now) < pause + LEFT_S:
+    if deadlines.left_s(relay, cluster, now) < pause + LEFT_S:
         return 0.0, NotRetried.DEADLINE
     if failure not in FREE and not cluster.budget.withdraw():
         return 0.0, NotRetried.BUDGET
@@ -118,7 +134,7 @@ def by_time(relay: Relay, up: Upstream) -> bool:
     assert up.transport is not None
     if relay.started or not (relay.asked_at and cluster.config.retry.per_try_s):
         return False
-    left = deadlines.left_s(relay, now)
+    left = deadlines.left_s(relay, cluster, now)
     if left < LEFT_S or up.transport.get_write_buffer_size():
         return False
     pause, reason = _judge(relay, Failure.TIMEOUT, cluster, now)
