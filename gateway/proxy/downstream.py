@@ -16,7 +16,9 @@ from gateway.core.exchange import Exchange
 from gateway.core.http1.body import BodyError, ChunkedReader, chunk, last_chunk
 from gateway.core.http1.fields import TOKEN
 from gateway.core.http1.head import CHUNKED, Memory, Request, parse_request
+from gateway.core.peering import PEER_PATH
 from gateway.proxy.relay import Relay
+from gateway.proxy.shedder import Refusal
 from gateway.proxy.upstream import BARE_LF
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 PIPELINE_BYTES_MAX: Final = 64 * 1024
 """Bytes of later requests kept while one is in hand; beyond it the client waits in the kernel."""
+REFUSED_S: Final = 1.0
+"""What a connection gets that is to be refused: its first request is waited for, because it may be a probe."""
+PROBED: Final = (b"GET", b"HEAD")
 LINGER_S: Final = 2.0
 """How long a closed-for-writing connection is read and thrown away, so that no reset eats our last answer."""
 LINGER_BYTES_MAX: Final = 1 << 20
@@ -68,6 +73,7 @@ class Downstream(asyncio.Protocol):
         "_left",
         "_memory",
         "_reader",
+        "_refusal",
         "_running",
         "_scanned",
         "_skipped",
@@ -101,6 +107,7 @@ class Downstream(asyncio.Protocol):
         self._left = 0
         self._skipped = 0
         self._reader: ChunkedReader | None = None
+        self._refusal: Refusal | None = None
         self._running = False
         self._stalled = False
         self._unsent = 0
@@ -112,9 +119,13 @@ class Downstream(asyncio.Protocol):
         peername = transport.get_extra_info("peername")
         self.peer = peername[0] if peername else ""
         self.deadline = self.worker.now() + self.worker.view.timeouts.keepalive
-        if not self.worker.admit(self):
+        refusal = self.worker.admit(self)
+        if refusal is not None:
+            self._refusal = refusal
             self.keep_alive = False
-            self._answer_without_request("shed", "too many connections")
+            self.deadline = self.worker.now() + REFUSED_S
+            if refusal.at_once:
+                self._turn_away(refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = _CLOSED
@@ -209,6 +220,9 @@ class Downstream(asyncio.Protocol):
         if end < 0 or end > limits.header_bytes:
             return self._incomplete(data, end)
         self._scanned = 0
+        if self._refusal is not None and not self._is_probe(data):
+            self._turn_away(self._refusal)
+            return False
         self._buffer = data[end + 4 :]
         try:
             request = parse_request(data[:end], worker.table, limits, self._memory)
@@ -273,7 +287,18 @@ class Downstream(asyncio.Protocol):
         self._scanned = max(1, len(data) - 3)
         return False
 
-    def _answer_without_request(self, flag: str, detail: str) -> None:
+    def _is_probe(self, data: bytes) -> bool:
+        """Whether these bytes begin with what a load balancer or a peer asks to see whether we live: never refused for
+        load, or the load balancer would send it to the gateways that are left, until none is."""
+        probes = self.worker.view.probes
+        paths = (PEER_PATH.encode(),) if self.listener == "hop" else (probes.live, probes.ready)
+        return data.startswith(tuple(b"%b %b HTTP/1." % (method, path) for path in paths for method in PROBED))
+
+    def _turn_away(self, refusal: Refusal) -> None:
+        """503 for a connection that this worker has no room or no time for, without a look at its request."""
+        self._answer_without_request("shed", refusal.detail, self.worker.shedder.turned_away(refusal), refusal.reason)
+
+    def _answer_without_request(self, flag: str, detail: str, retry_after_s: int = 0, reason: str = "") -> None:
         """Refuse something that never became a request: answer, log, and close (the framing is lost)."""
         self.keep_alive = False
         self.phase = _WAIT
@@ -281,6 +306,7 @@ class Downstream(asyncio.Protocol):
         request = Request(b"-", b"-", 11)
         relay = self._start(request)
         relay.exchange.request_id = self.worker.random_id()
+        relay.exchange.retry_after_s, relay.exchange.reason = retry_after_s, reason
         relay.refuse(flag, detail)
 
     # ---- bodies
@@ -392,7 +418,9 @@ class Downstream(asyncio.Protocol):
             else:
                 self.abort()
         elif self.phase is _HEAD:
-            if self._buffer:
+            if self._refusal is not None:
+                self._turn_away(self._refusal)
+            elif self._buffer:
                 self._answer_without_request("head_timeout", "")
             elif self.transport is not None:
                 self.transport.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.core.concurrency import SAMPLES_MAX, Concurrency
 from gateway.core.errors import GatewayError
@@ -45,6 +45,21 @@ STATE: Final = "shedding"
 """Series for the admin API alone, by cluster, worker and what: no metric has this name."""
 
 _LOCAL: Final = Kind.LOCAL
+
+
+class Refusal(NamedTuple):
+    """Why a connection is refused. `at_once`: there is not even room to wait for its first request."""
+
+    reason: str
+    detail: str
+    at_once: bool = False
+
+
+FULL: Final = Refusal(CONNECTIONS, "too many connections")
+CROWDED: Final = Refusal(CONNECTIONS, "too many connections", at_once=True)
+BUSY: Final = Refusal(WORKER, DETAILS[WORKER])
+WAITING_MAX: Final = 64
+"""Connections beyond the limit, and an eighth of it, may wait to be refused by their first request."""
 
 
 class ClusterLimiter:
@@ -201,20 +216,20 @@ class Shedder:
 
     # ---- connections
 
-    def turns_away(self) -> bool:
-        """Whether a new connection is to be answered 503 by its first request, because this worker has no time."""
-        if not self.pressing or self.rules is None:
-            return False
-        if random.random() >= self.pressure.refused:
-            return False
+    def connected(self, count: int, limit: int) -> Refusal | None:
+        """Why a new connection, the `count`th of `limit`, is to be refused; None where it is welcome."""
+        if count > limit:
+            return CROWDED if count > limit + limit // 8 + WAITING_MAX else FULL
+        if not self.pressing or self.rules is None or random.random() >= self.pressure.refused:
+            return None
         if self.rules.shadow:
             self._meters.count("landbridge_shed_shadow_total", (("class", "none"), ("reason", WORKER)))
-            return False
-        return True
+            return None
+        return BUSY
 
-    def count_connection(self, reason: str) -> int:
-        """A connection was turned away; the `Retry-After` for it in seconds."""
-        self._meters.count("landbridge_shed_total", (("class", "none"), ("reason", reason)))
+    def turned_away(self, refusal: Refusal) -> int:
+        """Count a connection that was refused; the `Retry-After` for it in seconds."""
+        self._meters.count("landbridge_shed_total", (("class", "none"), ("reason", refusal.reason)))
         return 1 + int(random.random() * retry_spread_s(1, 1))
 
     # ---- the sweep

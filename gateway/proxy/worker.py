@@ -49,7 +49,7 @@ from gateway.proxy.downstream import Downstream
 from gateway.proxy.limiter import Limiter
 from gateway.proxy.meters import Meters
 from gateway.proxy.pool import ClusterPool
-from gateway.proxy.shedder import Shedder
+from gateway.proxy.shedder import Refusal, Shedder
 from gateway.proxy.upstream import Phase, Upstream
 from gateway.store import seen
 from gateway.store.reader import Reader
@@ -344,10 +344,10 @@ class Worker:
 
     # ---- connections
 
-    def admit(self, down: Downstream) -> bool:
-        """Take a new connection in; False when this worker has its share already."""
+    def admit(self, down: Downstream) -> Refusal | None:
+        """Take a new connection in; or why it is to be refused: this worker has its share already, or no time."""
         self.downs.add(down)
-        return len(self.downs) <= self.view.limits.connections
+        return self.shedder.connected(len(self.downs), self.view.limits.connections)
 
     def accept(self, sock: socket.socket, listener: str) -> Callable[[], Downstream]:
         """The protocol factory of one listening socket."""
