@@ -86,9 +86,11 @@ def throttled(plane: DataPlane, down: object, up: Upstream, options: argparse.Na
                 costs.append((time.process_time() - start) / options.requests * 1e6)
             pairs.append(costs)
         without, with_ = (statistics.median(costs) for costs in zip(*pairs, strict=True))
+        least = [min(costs) for costs in zip(*pairs, strict=True)]
         parts = sorted(on / off - 1 for off, on in pairs)
         print(
             f"{name}: {with_:.2f} us of CPU per request against {without:.2f} without; "
+            f"fastest {least[1]:.2f} and {least[0]:.2f}; "
             f"median of {options.rounds} pairs {100 * statistics.median(parts):+.1f} %"
         )
 

@@ -110,6 +110,8 @@ class Limiter:
         if (client := self._throttle.client) is not None:
             self._interval, self._window = pace(client, self.equal, self.equal)
             self._clients = self._clients or Clients()
+            self._take = self._clients.take
+        self._by_field = written.client_header is not None
         self._field = b"" if written.client_header is None else written.client_header + b":"
         self._has_exempt = bool(written.exempt_networks or written.exempt_tenants)
 
@@ -120,8 +122,14 @@ class Limiter:
         throttle, now = self._throttle, exchange.started
         if self._has_exempt and self._is_exempt(exchange):
             return None
-        if throttle.client is not None and exchange.hop is None:
-            refusal = self._client(exchange, throttle.client, now)
+        client = throttle.client
+        if client is not None and exchange.hop is None:
+            key = exchange.client
+            if self._by_field or ":" in key or self._hot_clients or client.concurrency is not None:
+                refusal = self._client(exchange, client, now)
+            else:  # the usual path, without a call more than it takes
+                wait_s = self._take(key, now, self._interval, self._window)
+                refusal = self._client_refused(key, client, wait_s, now) if wait_s else None
             if refusal is not None:
                 return refusal
         decision = exchange.decision
@@ -249,7 +257,7 @@ class Limiter:
 
     def _client(self, exchange: Exchange, limit: Limit, now: float) -> Refusal | None:
         key = exchange.client
-        if self._field and (value := self._field_of(exchange)) is not None:
+        if self._by_field and (value := self._field_of(exchange)) is not None:
             key = value
         elif ":" in key:
             key = self._addresses.items.get(key) or self._address(key)
@@ -257,10 +265,10 @@ class Limiter:
             return self._charge(exchange, bucket, limit, now)
         if limit.concurrency is not None:  # slots are counted in a bucket of its own, for as long as some are taken
             return self._charge(exchange, self._heat(key, limit, now), limit, now)
-        assert self._clients is not None
-        wait_s = self._clients.take(key, now, self._interval, self._window)
-        if not wait_s:
-            return None
+        wait_s = self._take(key, now, self._interval, self._window)
+        return self._client_refused(key, limit, wait_s, now) if wait_s else None
+
+    def _client_refused(self, key: str, limit: Limit, wait_s: float, now: float) -> Refusal | None:
         self._count(Scope.CLIENT, "rate", limit)
         bucket = self._heat(key, limit, now)
         bucket.offered += 1
