@@ -469,9 +469,10 @@ async def test_a_websocket_handshake_is_followed_until_the_101(tmp_path: Path):
         assert three.count(US, "landbridge_hops_total", ("peer", AP), ("outcome", "served")) == 1
 
 
-async def test_a_try_that_may_have_reached_somebody_is_not_followed(tmp_path: Path):
-    """A pooled hop connection dies under a GET; sent once more to the same region, the verdict there comes too late:
-    not even our own application, which is no send, may have the request now."""
+@pytest.mark.parametrize("method", [b"PUT", b"GET"])
+async def test_a_write_that_may_have_reached_somebody_is_not_followed(tmp_path: Path, method: bytes):
+    """A pooled hop connection dies under a PUT; sent once more to the same region, the verdict there comes too late:
+    not even our own application, which is no send, may have the request now. What only reads may go on."""
     eu = await Origin().start()
     async with three_regions(tmp_path, {US: (acme(EU, 6, US),)}) as three:
         three.know(eu_west_1=eu.port)
@@ -482,14 +483,21 @@ async def test_a_try_that_may_have_reached_somebody_is_not_followed(tmp_path: Pa
             return False
 
         eu.answer = dies
-        refused(await once(three.planes[US].port, GET), 503, "cluster_unavailable")
+        reply = await once(three.planes[US].port, GET.replace(b"GET", method))
         assert len(eu.requests) == 3
-        assert received(three) == {}
+        if method == b"PUT":
+            refused(reply, 503, "cluster_unavailable")
+            assert received(three) == {}
+        else:
+            assert reply.status == 200
+            assert received(three) == {US: 1}
     await eu.stop()
 
 
-async def test_an_application_that_may_have_a_hops_request_gives_no_verdict(tmp_path: Path):
-    """It died under a GET on a pooled connection and cannot be connected any more: no standby may have that GET."""
+@pytest.mark.parametrize("method", [b"PUT", b"GET"])
+async def test_an_application_that_may_have_a_hops_write_gives_no_verdict(tmp_path: Path, method: bytes):
+    """It died under a PUT on a pooled connection and cannot be connected any more: no standby may have that PUT. A GET
+    may be had by two, and is answered."""
     async with three_regions(tmp_path, dict.fromkeys(REGIONS, (acme(EU, 7, AP),))) as three:
         assert (await once(three.planes[US].port, GET)).status == 200
         app = three.apps[EU]
@@ -500,10 +508,14 @@ async def test_an_application_that_may_have_a_hops_request_gives_no_verdict(tmp_
             return False
 
         app.answer = dies
-        reply = await once(three.planes[US].port, GET)
-        assert reply.status == 502
-        assert b"upstream_connect" in reply.body
-        assert received(three) == {EU: 2}
+        reply = await once(three.planes[US].port, GET.replace(b"GET", method))
+        if method == b"PUT":
+            assert reply.status == 502
+            assert b"upstream_connect" in reply.body
+            assert received(three) == {EU: 2}
+        else:
+            assert reply.status == 200
+            assert received(three) == {EU: 2, AP: 1}
 
 
 async def test_a_hop_for_which_no_time_is_left_is_not_made(tmp_path: Path):
