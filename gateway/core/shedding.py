@@ -163,10 +163,15 @@ def chances(refused: float, offered: Sequence[int]) -> tuple[float, ...]:
     return tuple(found)
 
 
-def retry_spread_s(refused: int, offered: int) -> int:
-    """Seconds over which those who were refused are to come back: the more are refused, the longer they stay away."""
-    return 1 + round(RETRY_SPREAD_MAX_S * refused / offered) if offered else 1
+def retry_spread_s(waiting: float, rate: float) -> int:
+    """Seconds over which those who were refused are to come back: as long as it takes to serve them.
+
+    `waiting` are those refused lately, `rate` what is answered in a second. Sooner would be a herd again; later, and
+    the application had nothing to do.
+    """
+    return 1 + min(RETRY_SPREAD_MAX_S, round(waiting / max(1.0, rate)))
 
 
 RETRY_SPREAD_MAX_S: Final = 9
-"""A herd that comes back over ten seconds is a tenth of itself."""
+REFUSED_LATELY: Final = 0.9
+"""What of those refused counts a tick later: they come back one by one, and are counted anew when refused again."""

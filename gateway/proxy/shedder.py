@@ -17,6 +17,7 @@ from gateway.core.exchange import Exchange
 from gateway.core.routing import Kind
 from gateway.core.shedding import (
     RANKS,
+    REFUSED_LATELY,
     Pressure,
     Priority,
     Shedding,
@@ -39,6 +40,10 @@ DETAILS: Final = {
     SHARE: "this tenant has more than its share of the requests that the application can have in hand",
     WORKER: "the gateway has no time left for more requests",
 }
+SPREAD_S: Final = 3
+"""Over how many seconds those turned away are to come back where nothing is known of how much is served."""
+RATE_WEIGHT: Final = 0.1
+"""Of one tick in how much is answered: a second's worth counts."""
 NOT_YET: Final = -1.0
 """`in_hand_since` of a request whose body is still coming."""
 STATE: Final = "shedding"
@@ -65,8 +70,8 @@ WAITING_MAX: Final = 64
 class ClusterLimiter:
     """One cluster's requests in hand. `ceilings` and `share` are the last tick's."""
 
-    __slots__ = ("ceilings", "done", "in_hand", "limit", "name", "offered", "peak", "refused", "samples", "share",
-                 "spread_s", "tenants")  # fmt: skip
+    __slots__ = ("ceilings", "counted", "done", "in_hand", "limit", "name", "peak", "rate", "refused", "samples",
+                 "share", "spread_s", "tenants", "waiting")  # fmt: skip
 
     def __init__(self, name: str, rules: Shedding, now: float) -> None:
         self.name = name
@@ -74,8 +79,10 @@ class ClusterLimiter:
         self.in_hand = 0
         self.peak = 0
         self.done = 0
-        self.offered = 0
+        self.counted = 0
+        self.rate = 0.0
         self.refused = 0
+        self.waiting = 0.0
         self.spread_s = 1
         self.samples: list[float] = []
         self.tenants: dict[str, int] = {}
@@ -114,15 +121,19 @@ class ClusterLimiter:
         if len(self.samples) < SAMPLES_MAX:
             self.samples.append(now - since)
 
-    def tick(self, lag_s: float, now: float) -> None:
+    def tick(self, lag_s: float, tick_s: float, now: float) -> None:
+        """Judge what came since the last tick, `tick_s` ago; of latencies `lag_s` are our own."""
         limit = self.limit
+        self.rate += ((self.done - self.counted) / tick_s - self.rate) * RATE_WEIGHT
         if limit.due(self.samples, now):
             limit.end_window(self.samples, self.done, self.peak, lag_s, now)
             self.samples, self.done, self.peak = [], 0, self.in_hand
         self.ceilings = ceilings(limit.limit)
         self.share = share_in_hand(self.tenants.values(), limit.limit)
-        self.spread_s = retry_spread_s(self.refused, self.offered)
-        self.offered = self.refused = 0
+        self.counted = self.done
+        self.waiting = self.waiting * REFUSED_LATELY + self.refused
+        self.refused = 0
+        self.spread_s = retry_spread_s(self.waiting, self.rate)
 
 
 class Shedder:
@@ -139,6 +150,9 @@ class Shedder:
         self._slot = slot
         self._offered = [0] * RANKS
         self._tenants: Counter[str] = Counter()
+        self._turned_away = 0
+        self._waiting = 0.0
+        self._spread_s = SPREAD_S
 
     def configure(self, view: View, now: float) -> None:
         """Take a new View's rules; limits that its clusters still have go on from where they are."""
@@ -170,7 +184,6 @@ class Shedder:
         limiter = self.limiters.get(decision.cluster)
         if limiter is None:
             limiter = self._begin(decision.cluster, exchange.started)
-        limiter.offered += 1
         tenants, tenant, in_hand = limiter.tenants, exchange.tenant, limiter.in_hand
         mine = tenants.get(tenant, 0)
         over = mine >= limiter.share
@@ -196,7 +209,8 @@ class Shedder:
         self._offered[rank] += 1
         chance = pressure.chances[rank]
         if chance and random.random() < chance:
-            self._refuse(exchange, priority, WORKER, retry_spread_s(round(100 * pressure.refused), 100))
+            self._turned_away += 1
+            self._refuse(exchange, priority, WORKER, self._spread_s)
 
     def _refuse(self, exchange: Exchange, priority: Priority, reason: str, spread_s: int) -> None:
         assert self.rules is not None
@@ -230,7 +244,8 @@ class Shedder:
     def turned_away(self, refusal: Refusal) -> int:
         """Count a connection that was refused; the `Retry-After` for it in seconds."""
         self._meters.count("landbridge_shed_total", (("class", "none"), ("reason", refusal.reason)))
-        return 1 + int(random.random() * retry_spread_s(1, 1))
+        self._turned_away += 1
+        return 1 + int(random.random() * self._spread_s)
 
     # ---- the sweep
 
@@ -244,9 +259,14 @@ class Shedder:
         if self._tenants:
             self._offered, self._tenants = [0] * RANKS, Counter()
         self._meters.lag(late_s)
+        rate = 0.0
         for limiter in self.limiters.values():
-            limiter.tick(pressure.lag_s, now)
+            limiter.tick(pressure.lag_s, self._tick_s + late_s, now)
             self._show(limiter, limiter.limit.limit)
+            rate += limiter.rate
+        self._waiting = self._waiting * REFUSED_LATELY + self._turned_away
+        self._turned_away = 0
+        self._spread_s = retry_spread_s(self._waiting, rate)
 
     def _show(self, limiter: ClusterLimiter, limit: float) -> None:
         cluster = ("cluster", limiter.name)
