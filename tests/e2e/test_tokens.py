@@ -9,11 +9,13 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from gateway.identity.rings import ASK_EVERY_S
 from gateway.supervisor import python_module
 from tests.support.client import Reply, once
 from tests.support.fleet import US, Fleet, Gateway, landbridge, request, until
@@ -94,13 +96,15 @@ async def test_a_key_server_over_its_life(tmp_path: Path, keys: KeyServer) -> No
         assert keys.paths == ["/jwks"]
 
         # an unknown key is 503 until the server was asked, and 401 once it has said that there is none
+        began = time.monotonic()
         assert await ask(us, TWO.token()) == "keys_unavailable"
 
         async def is_settled() -> bool:
             return await everywhere(us, TWO.token()) == {"token_invalid"}
 
         await until(is_settled, "the key server has no such key")
-        assert keys.paths == ["/jwks"] * 2, "both workers asked, and it was asked once"
+        intervals = 1 + int((time.monotonic() - began) / ASK_EVERY_S)
+        assert 1 < len(keys.paths) <= 1 + intervals, "both workers asked, and it was asked once in an interval"
 
         # a rotated key counts without a reload; the old one no longer
         keys.signers = [TWO]
