@@ -23,8 +23,9 @@ FAULTS = $(addprefix tests/, core/test_model.py control/test_yaml_file.py contro
     $(addprefix proxy/, test_disagree.py test_failures.py test_fuzz.py test_retries.py test_deadlines.py) \
     $(addprefix e2e/, test_big_bodies.py test_dns.py test_history.py test_kills.py test_log_lines.py test_map_file.py \
         test_replacement.py test_redis_outage.py test_redis_records.py test_redis_regions.py test_retry_storm.py \
+        test_breakers.py test_partition.py \
         test_secrets.py test_ssrf.py \
-        test_stalled_log.py test_three_regions.py test_tokens.py))
+        test_stalled_log.py test_three_regions.py test_throttle.py test_tokens.py))
 
 .PHONY: demo test check faults simulate bench build clean install
 .SILENT:

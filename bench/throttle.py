@@ -1,10 +1,13 @@
 """How exactly a limit holds over four gateways of two workers: evenly loaded, skewed, and with their Redis killed.
 
-    python bench/throttle.py [--scale 0.25] [--shapes even,skewed,one] [--outage 35] [--json]
+    python bench/throttle.py [--scale 0.5] [--only limit,outage,cpu,hot] [--shapes even,skewed,one]
 
 A tenant of 1,000/s with a burst of 100 is offered 3,000/s (both times `--scale`, for machines that cannot carry that
 many processes). After the first second, over ten: admitted as a part of the limit. Then the Redis is killed in the
 middle of a longer run: at no time more than the limit, and most of it for half a minute.
+
+`cpu`: CPU time of a worker per request, kernel included, with `throttle` and without it in turn, by reloads. `hot`: a
+tenant at twenty times its limit beside others, and the others without it, in turn: what they lose, and their p99.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import signal
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +29,7 @@ import uvloop
 
 from gateway.core.limits import TenantLimits
 from gateway.core.placement import Placement
-from tests.support.fleet import US
+from tests.support.fleet import US, Fleet, Gateway, until
 from tests.support.offered import Application, Load, Result, Target, sums
 from tests.support.redis_fleet import RedisFleet
 
@@ -84,7 +90,112 @@ async def outage(fleet: RedisFleet, shape: str, scale: float, seconds: float) ->
     }
 
 
+def cpu_s(pid: int) -> float:
+    """User and system time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+ON: Final = "throttle: {tenant: {rate: 100000/s}, client: {rate: 100000/s}}\n"
+
+
+async def reload(gateway: Gateway, more: str) -> None:
+    """Another configuration, and the moment when the worker goes by it."""
+    text = gateway.config.read_text()
+    before = (await gateway.api("status"))["config"]["generation"]
+    gateway.config.write_text("".join(line for line in text.splitlines(True) if not line.startswith("throttle")) + more)
+    gateway.signal(signal.SIGHUP)
+
+    async def applied() -> bool:
+        status = await gateway.api("status")
+        return bool(status["config"]["generation"] > before)
+
+    await until(applied, "the configuration is applied")
+
+
+async def cpu(gateway: Gateway, rounds: int, seconds: float = 3.0, rate: float = 1200.0) -> dict[str, object]:
+    """Pairs of rounds: microseconds of the worker's CPU for each request, without limits and with them."""
+    pairs = []
+    target = [Target(gateway.http, "plain.demo.test", rate, 16)]
+    (pid,) = await gateway.serving()
+    for number in range(rounds):
+        found: dict[str, float] = {}
+        for more in ("", ON) if number % 2 else (ON, ""):
+            await reload(gateway, more)
+            async with Load(target, seconds) as load:
+                start = cpu_s(pid)
+                (result,) = await load.results()
+            found[more] = (cpu_s(pid) - start) / result.total(200) * 1e6
+        pairs.append((found[""], found[ON]))
+    off, on = (statistics.median(costs) for costs in zip(*pairs, strict=True))
+    parts = [with_ / without - 1 for without, with_ in pairs]
+    return {
+        "cpu us per request": {"off": round(off, 1), "on": round(on, 1)},
+        "pairs": [f"{100 * part:+.1f} %" for part in parts],
+        "median of pairs": f"{100 * statistics.median(parts):+.1f} %",
+        "of medians": f"{100 * (on / off - 1):+.1f} %",
+    }
+
+
+def p99(seconds: list[float]) -> float:
+    return sorted(seconds)[int(0.99 * (len(seconds) - 1))]
+
+
+async def hot(gateway: Gateway, rounds: int, seconds: float = 5.0) -> dict[str, object]:
+    """Others at 200/s, alone and beside a tenant that asks for 20 times its limit of 40/s, in turn."""
+    others = [Target(gateway.http, f"other-{n}.demo.test", 50.0, 4) for n in range(4)]
+    noisy = Target(gateway.http, "noisy.demo.test", 800.0, 16)
+    pairs, lost, passed = [], 0, []
+    for _ in range(rounds):
+        found = []
+        for targets in (others, [*others, noisy]):
+            async with Load(targets, seconds) as load:
+                results = await load.results()
+            found.append(p99([second for result in results[:4] for second in result.seconds]))
+            lost += sum(result.missed + sums([result]).total() - result.total(200) for result in results[:4])
+            passed += [round(result.admitted(1.0, seconds) / (seconds - 1.0), 1) for result in results[4:]]
+        pairs.append(found)
+    alone, beside = (statistics.median(times) for times in zip(*pairs, strict=True))
+    return {
+        "others": "4 tenants of 50/s beside one that asks for 800/s of its 40/s",
+        "lost": lost,
+        "noisy admitted a second": passed,
+        "p99 ms": {"alone": round(alone * 1e3, 2), "beside": round(beside * 1e3, 2)},
+        "pairs": [f"{100 * (with_ / without - 1):+.0f} %" for without, with_ in pairs],
+    }
+
+
+async def alone(options: argparse.Namespace, wanted: set[str]) -> None:
+    """What is measured on one gateway of one worker."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = ("plain", "noisy", *(f"other-{n}" for n in range(4)))
+        tenants = "".join(
+            f"  {name}: {{home: {US}{', limits: {rate: 40/s}' if name == 'noisy' else ''}}}\n" for name in names
+        )
+        fleet = Fleet(Path(folder), [US], "tenants:\n" + tenants)
+        async with Application() as application:
+            fleet[US].application.port = application.port
+            try:
+                await fleet.start()
+                if "cpu" in wanted:
+                    print(json.dumps(await cpu(fleet[US], options.rounds)), flush=True)
+                if "hot" in wanted:
+                    await reload(fleet[US], "")
+                    print(json.dumps(await hot(fleet[US], options.rounds)), flush=True)
+            finally:
+                await fleet[US].stop()
+
+
 async def run(options: argparse.Namespace) -> None:
+    wanted = set(options.only.split(","))
+    if wanted & {"cpu", "hot"}:
+        await alone(options, wanted)
+    if wanted & {"limit", "outage"}:
+        await region(options, wanted)
+
+
+async def region(options: argparse.Namespace, wanted: set[str]) -> None:
+    """What is measured on four gateways."""
     scale = options.scale
     with tempfile.TemporaryDirectory() as folder:
         fleet = RedisFleet(Path(folder), NAMES, relayed=False)
@@ -92,28 +203,26 @@ async def run(options: argparse.Namespace) -> None:
             for gateway in fleet.gateways.values():
                 gateway.workers = 2
                 gateway.application.port = application.port
-                gateway.more = "probes: {}\n"
             limits = TenantLimits(RATE * scale, max(1, round(BURST * scale)))
             await fleet.seed({"acme": Placement(tenant="acme", home=US, limits=limits)})
             try:
                 await fleet.start()
-                for shape in options.shapes.split(","):
+                for shape in options.shapes.split(",") if "limit" in wanted else ():
                     await asyncio.sleep(5.0)
                     print(json.dumps(await measure(fleet, shape, scale)), flush=True)
-                if options.outage:
+                if "outage" in wanted:
                     for shape in options.shapes.split(","):
                         await asyncio.sleep(5.0)
                         print(json.dumps(await outage(fleet, shape, scale, options.outage)), flush=True)
             finally:
-                for gateway in fleet.gateways.values():
-                    await gateway.stop()
-                for server in fleet.servers.values():
-                    server.kill()
+                await fleet.stop()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=0.25)
+    parser.add_argument("--scale", type=float, default=0.5)
+    parser.add_argument("--only", default="limit,outage,cpu,hot")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--shapes", default="even,skewed,one")
     parser.add_argument("--outage", type=float, default=35.0)
     uvloop.run(run(parser.parse_args()))
