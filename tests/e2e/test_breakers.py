@@ -1,0 +1,129 @@
+"""What a cluster that fails costs, at a steady rate on a real gateway of two workers: how soon it shows, and whom."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.fleet import US, Fleet, Gateway, fleet, until
+from tests.support.measured import hold
+from tests.support.origin import Answer, Seen
+from tests.support.pour import One, Pour
+
+TENANTS = """\
+tenants:
+  acme: {home: us-east-1}
+  globex: {home: us-east-1}
+"""
+BEFORE_S = 2.5
+RATE_OF_TEST, RATE_IN_FULL = 150.0, 1000.0
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[tuple[Fleet, Gateway]]:
+    async with fleet(tmp_path, (US,), TENANTS, workers=2) as made:
+        yield made, made[US]
+
+
+def fails_for(good: Answer, *tenants: str) -> Answer:
+    async def answer(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool | None:
+        if seen.value("x-tenant") not in tenants:
+            return await good(seen, reader, writer)
+        writer.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        return True
+
+    return answer
+
+
+async def all_errors(gateway: Gateway, rate: float) -> None:
+    good = gateway.application.answer
+    async with (
+        Pour(gateway.http, "acme.demo.test", rate / 2) as acme,
+        Pour(gateway.http, "globex.demo.test", rate / 2) as globex,
+    ):
+        await asyncio.sleep(BEFORE_S)
+        assert {one.status for one in acme.ended} == {200}
+        turned = time.monotonic()
+        gateway.application.answer = fails_for(good, "acme", "globex")
+
+        async def opened() -> bool:
+            return bool((await gateway.api("breakers"))["breakers"][0]["state"] == "open")
+
+        await until(opened, "the breaker opens")
+        hold("breaker", "100 percent errors: the breaker opened", time.monotonic() - turned, 2.5)
+        for pour in (acme, globex):
+            assert pour.ended[-1].status in (500, 503)
+        gateway.application.answer = good
+        await until(lambda: served(acme), "acme is served again")
+        await until(lambda: served(globex), "globex is served again")
+    assert "the breaker of app is open" in gateway.log()
+
+
+async def served(pour: Pour) -> bool:
+    return all(one.status == 200 for one in pour.between(time.monotonic() - 1.0, time.monotonic()))
+
+
+async def refused(gateway: Gateway, rate: float) -> None:
+    async with Pour(gateway.http, "acme.demo.test", rate) as acme:
+        await asyncio.sleep(BEFORE_S)
+        await gateway.application.stop()
+
+        async def down() -> bool:
+            [app] = [row for row in (await gateway.api("clusters"))["clusters"] if row["name"] == "app"]
+            return not app["endpoints"][0]["up"]
+
+        await until(down, "the endpoint is marked down")
+        await asyncio.sleep(1.0)
+    failed = [one for one in acme.ended if one.status not in (200, 503)]
+    hold("breaker", "connection refused: requests tried before it was marked down", len(failed), 50, "")
+
+
+async def one_tenant(gateway: Gateway, rate: float) -> None:
+    async with (
+        Pour(gateway.http, "acme.demo.test", rate * 0.9) as acme,
+        Pour(gateway.http, "globex.demo.test", rate * 0.1) as globex,
+    ):
+        await asyncio.sleep(BEFORE_S)
+        turned = time.monotonic()
+        gateway.application.answer = fails_for(gateway.application.answer, "acme")
+        await asyncio.sleep(5.0)
+        rows = {(row["cluster"], row["tenant"]): row for row in (await gateway.api("breakers"))["breakers"]}
+    assert [one for one in globex.ended if one.status != 200] == []
+    assert rows["app", None]["state"] == "closed"
+    assert rows["app", "acme"]["state"] in ("open", "half_open")
+    asked = sum(seen.value("x-tenant") == "acme" for seen in gateway.asked())
+    assert asked < len(acme.ended) - rate, "most of what would fail was not even tried"
+    when: list[One] = [one for one in acme.ended if one.sent >= turned and one.status == 503]
+    hold("breaker", "one tenant at 100 percent errors: its breaker opened", min(one.sent for one in when) - turned, 2.5)
+
+
+async def test_all_errors(gateway: tuple[Fleet, Gateway]) -> None:
+    await all_errors(gateway[1], RATE_OF_TEST)
+
+
+async def test_refused(gateway: tuple[Fleet, Gateway]) -> None:
+    await refused(gateway[1], RATE_OF_TEST)
+
+
+async def test_one_tenant(gateway: tuple[Fleet, Gateway]) -> None:
+    await one_tenant(gateway[1], RATE_OF_TEST)
+
+
+@pytest.mark.faults
+async def test_all_errors_at_a_thousand(gateway: tuple[Fleet, Gateway]) -> None:
+    await all_errors(gateway[1], RATE_IN_FULL)
+
+
+@pytest.mark.faults
+async def test_refused_at_a_thousand(gateway: tuple[Fleet, Gateway]) -> None:
+    await refused(gateway[1], RATE_IN_FULL)
+
+
+@pytest.mark.faults
+async def test_one_tenant_at_a_thousand(gateway: tuple[Fleet, Gateway]) -> None:
+    await one_tenant(gateway[1], RATE_IN_FULL)
