@@ -384,6 +384,17 @@ def test_nothing_is_loaded_without_a_token() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 
+def test_a_process_that_ends_while_the_library_loads_ends_well() -> None:
+    """An interpreter that goes while a thread of its loads C code aborts."""
+    program = (
+        "from gateway.core.view import AlbResolver\nfrom gateway.identity.verifier import Verifier\n"
+        "Verifier(lambda: 0, lambda: 0.0, lambda: 0.0).use([AlbResolver('org', 'arn', 'https://k/{kid}')])"
+    )
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60, capture_output=True)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 class Model(RuleBasedStateMachine):
     """A source over time against a plain model: which keys it has, when it spoke last, whether it can be asked."""
 
