@@ -163,15 +163,15 @@ def chances(refused: float, offered: Sequence[int]) -> tuple[float, ...]:
     return tuple(found)
 
 
-def retry_spread_s(waiting: float, rate: float) -> int:
-    """Seconds over which those who were refused are to come back: as long as it takes to serve them.
+def retry_after_s(waiting: float, rate: float, chance: float) -> int:
+    """Seconds after which one who is refused is to come back: when those refused before it have been served.
 
-    `waiting` are those refused lately, `rate` what is answered in a second. Sooner would be a herd again; later, and
-    the application had nothing to do.
+    `waiting` are those refused lately, `rate` what can be answered in a second, `chance` in [0, 1) makes it up to half
+    as much more or less. All of them together would be a herd again; all of them late, and the application were idle.
     """
-    return 1 + min(RETRY_SPREAD_MAX_S, round(waiting / max(1.0, rate)))
+    return min(RETRY_AFTER_MAX_S, 1 + int((0.5 + chance) * waiting / max(1.0, rate)))
 
 
-RETRY_SPREAD_MAX_S: Final = 9
+RETRY_AFTER_MAX_S: Final = 10
 REFUSED_LATELY: Final = 0.9
 """What of those refused counts a tick later: they come back one by one, and are counted anew when refused again."""

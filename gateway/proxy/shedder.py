@@ -22,7 +22,7 @@ from gateway.core.shedding import (
     Priority,
     Shedding,
     ceilings,
-    retry_spread_s,
+    retry_after_s,
     share_in_hand,
 )
 from gateway.core.view import View
@@ -40,10 +40,9 @@ DETAILS: Final = {
     SHARE: "this tenant has more than its share of the requests that the application can have in hand",
     WORKER: "the gateway has no time left for more requests",
 }
-SPREAD_S: Final = 3
-"""Over how many seconds those turned away are to come back where nothing is known of how much is served."""
-RATE_WEIGHT: Final = 0.1
-"""Of one tick in how much is answered: a second's worth counts."""
+HIGHEST: Final = RANKS - 1
+RATE: Final = 100.0
+"""What a worker is taken to answer in a second where nothing is known, to tell clients when to come back."""
 NOT_YET: Final = -1.0
 """`in_hand_since` of a request whose body is still coming."""
 STATE: Final = "shedding"
@@ -70,8 +69,8 @@ WAITING_MAX: Final = 64
 class ClusterLimiter:
     """One cluster's requests in hand. `ceilings` and `share` are the last tick's."""
 
-    __slots__ = ("ceilings", "counted", "done", "in_hand", "limit", "name", "peak", "rate", "refused", "samples",
-                 "share", "spread_s", "tenants", "waiting")  # fmt: skip
+    __slots__ = ("ceilings", "done", "in_hand", "limit", "name", "peak", "refused", "samples", "share",
+                 "tenants", "waiting")  # fmt: skip
 
     def __init__(self, name: str, rules: Shedding, now: float) -> None:
         self.name = name
@@ -79,11 +78,8 @@ class ClusterLimiter:
         self.in_hand = 0
         self.peak = 0
         self.done = 0
-        self.counted = 0
-        self.rate = 0.0
         self.refused = 0
         self.waiting = 0.0
-        self.spread_s = 1
         self.samples: list[float] = []
         self.tenants: dict[str, int] = {}
         self.ceilings = ceilings(self.limit.limit)
@@ -121,19 +117,21 @@ class ClusterLimiter:
         if len(self.samples) < SAMPLES_MAX:
             self.samples.append(now - since)
 
-    def tick(self, lag_s: float, tick_s: float, now: float) -> None:
-        """Judge what came since the last tick, `tick_s` ago; of latencies `lag_s` are our own."""
+    @property
+    def rate(self) -> float:
+        """What the application can answer in a second, by what it may have in hand and how long it takes."""
+        return self.limit.limit / self.limit.latency_s if self.limit.latency_s else 0.0
+
+    def tick(self, lag_s: float, now: float) -> None:
+        """Judge what came since the last tick; of latencies `lag_s` are our own."""
         limit = self.limit
-        self.rate += ((self.done - self.counted) / tick_s - self.rate) * RATE_WEIGHT
         if limit.due(self.samples, now):
             limit.end_window(self.samples, self.done, self.peak, lag_s, now)
             self.samples, self.done, self.peak = [], 0, self.in_hand
         self.ceilings = ceilings(limit.limit)
         self.share = share_in_hand(self.tenants.values(), limit.limit)
-        self.counted = self.done
         self.waiting = self.waiting * REFUSED_LATELY + self.refused
         self.refused = 0
-        self.spread_s = retry_spread_s(self.waiting, self.rate)
 
 
 class Shedder:
@@ -152,7 +150,7 @@ class Shedder:
         self._tenants: Counter[str] = Counter()
         self._turned_away = 0
         self._waiting = 0.0
-        self._spread_s = SPREAD_S
+        self._rate = RATE
 
     def configure(self, view: View, now: float) -> None:
         """Take a new View's rules; limits that its clusters still have go on from where they are."""
@@ -191,7 +189,7 @@ class Shedder:
         if in_hand >= limiter.ceilings[rank]:
             limiter.refused += 1
             alone = over and in_hand < limiter.ceilings[rank + 1]
-            self._refuse(exchange, priority, SHARE if alone else LIMIT, limiter.spread_s)
+            self._refuse(exchange, priority, SHARE if alone else LIMIT, limiter.waiting + limiter.refused, limiter.rate)
         exchange.counted_by = limiter
         if exchange.request.length and not exchange.whole:
             exchange.in_hand_since = NOT_YET
@@ -210,16 +208,16 @@ class Shedder:
         chance = pressure.chances[rank]
         if chance and random.random() < chance:
             self._turned_away += 1
-            self._refuse(exchange, priority, WORKER, self._spread_s)
+            self._refuse(exchange, priority, WORKER, self._waiting + self._turned_away, self._rate)
 
-    def _refuse(self, exchange: Exchange, priority: Priority, reason: str, spread_s: int) -> None:
+    def _refuse(self, exchange: Exchange, priority: Priority, reason: str, waiting: float, rate: float) -> None:
         assert self.rules is not None
         labels = (("class", priority.value), ("reason", reason))
         if self.rules.shadow:
             self._meters.count("landbridge_shed_shadow_total", labels)
             return
         self._meters.count("landbridge_shed_total", labels)
-        exchange.retry_after_s = 1 + int(random.random() * spread_s)
+        exchange.retry_after_s = retry_after_s(waiting, rate, random.random())
         exchange.reason = f"{priority.value}:{reason}"
         raise GatewayError("shed", DETAILS[reason])
 
@@ -234,8 +232,8 @@ class Shedder:
         """Why a new connection, the `count`th of `limit`, is to be refused; None where it is welcome."""
         if count > limit:
             return CROWDED if count > limit + limit // 8 + WAITING_MAX else FULL
-        if not self.pressing or self.rules is None or random.random() >= self.pressure.refused:
-            return None
+        if not self.pressing or self.rules is None or random.random() >= self.pressure.chances[HIGHEST]:
+            return None  # nobody knows the class of what it will ask: it is turned away as the last of all
         if self.rules.shadow:
             self._meters.count("landbridge_shed_shadow_total", (("class", "none"), ("reason", WORKER)))
             return None
@@ -245,7 +243,7 @@ class Shedder:
         """Count a connection that was refused; the `Retry-After` for it in seconds."""
         self._meters.count("landbridge_shed_total", (("class", "none"), ("reason", refusal.reason)))
         self._turned_away += 1
-        return 1 + int(random.random() * self._spread_s)
+        return retry_after_s(self._waiting + self._turned_away, self._rate, random.random())
 
     # ---- the sweep
 
@@ -259,14 +257,12 @@ class Shedder:
         if self._tenants:
             self._offered, self._tenants = [0] * RANKS, Counter()
         self._meters.lag(late_s)
-        rate = 0.0
         for limiter in self.limiters.values():
-            limiter.tick(pressure.lag_s, self._tick_s + late_s, now)
+            limiter.tick(pressure.lag_s, now)
             self._show(limiter, limiter.limit.limit)
-            rate += limiter.rate
         self._waiting = self._waiting * REFUSED_LATELY + self._turned_away
         self._turned_away = 0
-        self._spread_s = retry_spread_s(self._waiting, rate)
+        self._rate = sum(limiter.rate for limiter in self.limiters.values()) or RATE
 
     def _show(self, limiter: ClusterLimiter, limit: float) -> None:
         cluster = ("cluster", limiter.name)

@@ -13,7 +13,7 @@ from gateway.core.shedding import (
     LAG_S,
     RANKS,
     REFUSED_MAX,
-    RETRY_SPREAD_MAX_S,
+    RETRY_AFTER_MAX_S,
     Pressure,
     Priority,
     Shedding,
@@ -21,7 +21,7 @@ from gateway.core.shedding import (
     chances,
     class_of,
     fair_level,
-    retry_spread_s,
+    retry_after_s,
     share_in_hand,
 )
 
@@ -140,7 +140,7 @@ def test_a_busy_worker_settles_where_it_has_just_time_enough(overload: float) ->
     assert sorted(lags)[len(lags) // 2] < 10 * LAG_S
 
 
-def test_who_is_refused_comes_back_as_fast_as_it_can_be_served() -> None:
-    assert retry_spread_s(0, 0) == retry_spread_s(0, 100) == 1
-    assert retry_spread_s(400, 100) == 5
-    assert retry_spread_s(1e6, 100) == retry_spread_s(1e6, 0) == 1 + RETRY_SPREAD_MAX_S
+def test_who_is_refused_comes_back_when_those_before_it_have_been_served() -> None:
+    assert retry_after_s(0, 0, 0.9) == retry_after_s(5, 100, 0.5) == 1
+    assert [retry_after_s(400, 100, chance) for chance in (0.0, 0.5, 0.99)] == [3, 5, 6]
+    assert retry_after_s(1e6, 100, 0.0) == retry_after_s(1e6, 0, 0.5) == RETRY_AFTER_MAX_S

@@ -268,7 +268,10 @@ async def test_a_worker_without_time_refuses_shares_of_what_comes_and_new_connec
         is_shed(await kept.ask(GET))
         assert (await kept.ask(request("vital.test"))).status == 200
         assert counted(plane, "landbridge_shed_total", "default", "worker") == 1
-        is_shed(await once(plane.port, request("vital.test")))  # a connection has no class
+        assert (await once(plane.port, request("vital.test"))).status == 200
+        shedder.pressure.chances = (1.0,) * RANKS
+        is_shed(await once(plane.port, request("vital.test")))
+        assert counted(plane, "landbridge_shed_total", "none", "worker") == 1
         assert (await once(plane.port, b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")).status == 200
         shedder.pressing = False
         assert (await kept.ask(GET)).status == 200
