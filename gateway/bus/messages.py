@@ -68,8 +68,9 @@ class KeyWanted(msgspec.Struct, tag=True, frozen=True):
 class BreakerTurned(msgspec.Struct, tag=True, frozen=True):
     """Worker: a breaker of mine changed; told at once, and of all that are not closed after Hello.
 
-    `tenant` "" is the cluster's own. `state` is a value of `core.breaker.State`; `left_s` seconds until it ends by time (0: not by time); `trips` in a
-    row; `reason` is an operator's. `only`: the cluster is asked by nobody but this tenant, whose breaker this is.
+    `tenant` "" is the cluster's own. `state` is a value of `core.breaker.State`; `left_s` seconds until it ends by time
+    (0: not by time); `trips` in a row; `reason` is an operator's. `only`: the cluster is asked by nobody but this
+    tenant, whose breaker this is.
     """
 
     cluster: str
@@ -79,6 +80,15 @@ class BreakerTurned(msgspec.Struct, tag=True, frozen=True):
     trips: int = 0
     reason: str = ""
     only: str = ""
+
+
+class EndpointEjected(msgspec.Struct, tag=True, frozen=True):
+    """Worker: this endpoint gets none of my requests for so long, and why; `left_s` 0: it does again."""
+
+    cluster: str
+    endpoint: str
+    left_s: float = 0.0
+    why: str = ""
 
 
 class ForceBreaker(msgspec.Struct, tag=True, frozen=True):
@@ -147,6 +157,15 @@ class MapChanged(msgspec.Struct, tag=True, frozen=True):
 
 
 FromWorker = (
-    Hello | Applied | BreakerTurned | ConnectFailures | Demands | FilterRemoved | KeyWanted | MapApplied | MapUnreadable
+    Hello
+    | Applied
+    | BreakerTurned
+    | ConnectFailures
+    | Demands
+    | EndpointEjected
+    | FilterRemoved
+    | KeyWanted
+    | MapApplied
+    | MapUnreadable
 )
 FromControl = Configured | Conditions | ForceBreaker | MapChanged | Shares | TokenKeys

@@ -9,7 +9,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from gateway.cli.admin_client import ask
-from gateway.cli.output import Exit, fail, print_json, print_table
+from gateway.cli.output import Exit, fail, note, print_json, print_table
 from gateway.settings import units
 
 PATH: Final = "/api/v1/breakers"
@@ -58,6 +58,8 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
         print_json(found)
         return
     print_table(COLUMNS, [_cells(row) for row in found["breakers"]])
+    for row in found["ejected"]:
+        note(f"{row['cluster']}: {row['endpoint']} is left out for {row['ends_in_s']:g} s more: {row['reason']}")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

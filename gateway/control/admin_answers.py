@@ -414,10 +414,21 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     only: str | None
 
 
+class Ejected(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint that some workers (by slot) leave out: why, and when the last of them takes it in again."""
+
+    cluster: str
+    endpoint: str
+    workers: list[int]
+    ends_in_s: float
+    reason: str
+
+
 class Breakers(msgspec.Struct, frozen=True, kw_only=True):
-    """Every cluster's own breaker, and those of tenants that are not closed."""
+    """Every cluster's own breaker, those of tenants that are not closed, and endpoints that are left out."""
 
     breakers: list[Breaker]
+    ejected: list[Ejected]
 
 
 class HotLimit(msgspec.Struct, frozen=True, kw_only=True):

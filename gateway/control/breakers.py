@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from gateway.bus.messages import BreakerTurned, ForceBreaker
+from gateway.bus.messages import BreakerTurned, EndpointEjected, ForceBreaker
 from gateway.bus.server import BusPeer
 from gateway.core.breaker import BreakerRule, State
 from gateway.core.view import View
@@ -43,6 +43,13 @@ class Row(NamedTuple):
     only: str
 
 
+class Out(NamedTuple):
+    """One endpoint that a worker leaves out, until `ends` (monotonic seconds)."""
+
+    ends: float
+    why: str
+
+
 class Forced(NamedTuple):
     """An operator's word: held open or closed until `ends` (monotonic seconds)."""
 
@@ -64,12 +71,23 @@ class Breakers:
         self.forced: dict[Key, Forced] = {}
         self.clusters: dict[str, BreakerRule] = {}
         """Those with a breaker, in order."""
+        self.ejected: dict[Key, dict[BusPeer, Out]] = {}
+        """By cluster and endpoint."""
+        self.watched: frozenset[Key] = frozenset()
+        """Cluster and endpoint of those where outliers are looked for."""
 
     def cover(self, view: View) -> None:
         """Know exactly the clusters of this View that have a breaker."""
         self.clusters = {name: c.breaker for name, c in view.clusters.items() if c.breaker is not None}
         self.rows = {key: rows for key, rows in self.rows.items() if key[0] in self.clusters}
         self.forced = {key: forced for key, forced in self.forced.items() if key[0] in self.clusters}
+        self.watched = frozenset(
+            (name, endpoint.key)
+            for name, cluster in view.clusters.items()
+            if cluster.outliers is not None
+            for endpoint in cluster.endpoints
+        )
+        self.ejected = {key: outs for key, outs in self.ejected.items() if key in self.watched}
 
     # ---- workers
 
@@ -103,12 +121,33 @@ class Breakers:
         if not message.tenant:
             self._changed()
 
+    def endpoint_ejected(self, peer: BusPeer, message: EndpointEjected) -> None:
+        """A worker leaves an endpoint out, or takes it in again."""
+        key = (message.cluster, message.endpoint)
+        if key not in self.watched:
+            return
+        outs = self.ejected.setdefault(key, {})
+        before = bool(outs)
+        if message.left_s:
+            outs[peer] = Out(self._now() + message.left_s, message.why)
+        else:
+            outs.pop(peer, None)
+        if before is not bool(outs):
+            if outs:
+                LOG.warning("endpoint %s of %s is ejected for %.0f s: %s", key[1], key[0], message.left_s, message.why)
+            else:
+                LOG.info("endpoint %s of %s is no longer ejected", key[1], key[0])
+        if not outs:
+            del self.ejected[key]
+
     def left(self, peer: BusPeer) -> None:
         """A worker is gone, and what it knew."""
-        for key in [key for key, rows in self.rows.items() if peer in rows]:
-            del self.rows[key][peer]
-            if not self.rows[key]:
-                del self.rows[key]
+        for rows in self.rows.values():
+            rows.pop(peer, None)
+        for outs in self.ejected.values():
+            outs.pop(peer, None)
+        self.rows = {key: rows for key, rows in self.rows.items() if rows}
+        self.ejected = {key: outs for key, outs in self.ejected.items() if outs}
         self._changed()
 
     def _say(self, key: Key, before: State, message: BreakerTurned) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from gateway.control.health import Health
+from gateway.control.health import CONNECT_FAILURES_MAX, Health
 from gateway.control.isolation import Isolation
 from gateway.control.peers import Peers
 from gateway.core.conditions import Conditions, Target
@@ -36,6 +36,8 @@ class Judge:
         self.addresses: dict[str, tuple[str, ...]] = {}
         self.discovered: dict[str, tuple[Target, ...]] = {}
         self.switched = Switched()
+        self.connects: dict[str, int] = {}
+        """Connects in a row that take an endpoint down, by cluster."""
         self.broken: frozenset[str] = frozenset()
         """Clusters whose breaker is open in every worker."""
 
@@ -53,13 +55,15 @@ class Judge:
                 here[name] = keys
             elif cluster.region != view.region:
                 elsewhere[cluster.region] = keys
+        self.connects = {name: c.outliers.connect_failures for name, c in view.clusters.items() if c.outliers}
         checks = {name: settings.clusters[name].health for name in here if name in settings.clusters}
         self.health.cover(here, checks)
         self.peers.cover(elsewhere)
         self.isolation.cover(settings)
 
     def connects_failed(self, cluster: str, endpoint: str, count: int) -> bool:
-        """A worker's report; whether an endpoint turned."""
+        """A worker's report of as many as the cluster's `outliers` take; whether an endpoint turned."""
+        count = max(count, CONNECT_FAILURES_MAX) if count >= self.connects.get(cluster, CONNECT_FAILURES_MAX) else 0
         if not cluster.startswith(REGION_CLUSTER):
             return self.health.connects_failed(cluster, endpoint, count)
         gateway = self.peers.find(cluster.removeprefix(REGION_CLUSTER), endpoint)

@@ -73,6 +73,9 @@ def _breakers(facts: Facts, found: Gauges) -> None:
             facts.breakers.state((name, ""))
         ]
         found["landbridge_breaker_tenants", (("cluster", name),)] = facts.breakers.tenants(name)
+    for name, endpoint in facts.breakers.watched:
+        labels = (("cluster", name), ("endpoint", endpoint))
+        found["landbridge_breaker_state", labels] = (name, endpoint) in facts.breakers.ejected
 
 
 def _names(facts: Facts, found: Gauges) -> None:

@@ -43,7 +43,20 @@ def breakers(facts: Facts, now: float) -> answers.Breakers:
         worst = next((row for row in rows.values() if row.state is state), None)
         workers = {str(peer.hello.slot): row.state.value for peer, row in rows.items() if peer.hello is not None}
         found.append(_shown(key, state.value, worst, table.forced.get(key), workers, now))
-    return answers.Breakers(breakers=found)
+    return answers.Breakers(breakers=found, ejected=_ejected(facts, now))
+
+
+def _ejected(facts: Facts, now: float) -> list[answers.Ejected]:
+    return [
+        answers.Ejected(
+            cluster=cluster,
+            endpoint=endpoint,
+            workers=sorted(peer.hello.slot for peer in outs if peer.hello is not None),
+            ends_in_s=round(max(0.0, max(out.ends for out in outs.values()) - now), 1),
+            reason=next(iter(outs.values())).why,
+        )
+        for (cluster, endpoint), outs in sorted(facts.breakers.ejected.items())
+    ]
 
 
 def _shown(

@@ -16,6 +16,7 @@ from typing import Final
 from gateway.core.addresses import AddressList
 from gateway.core.breaker import BreakerRule
 from gateway.core.limits import Throttle
+from gateway.core.outliers import OutlierRule
 from gateway.core.placement import Misroute
 from gateway.core.retry import RETRIES, Retries
 from gateway.core.shedding import Shedding
@@ -127,6 +128,7 @@ class Cluster:
     region: str | None = None
     share: float = 1.0
     breaker: BreakerRule | None = None
+    outliers: OutlierRule | None = None
 
     @property
     def usable(self) -> tuple[Endpoint, ...]:

@@ -216,8 +216,8 @@ class Process:
         for name, error in self.worker.removed.items():
             self.bus.send(FilterRemoved(name, error))
         self.worker.limiter.forget_others()
-        for turned in self.worker.breakers():
-            self.bus.send(turned)
+        for said in self.worker.watched():
+            self.bus.send(said)
 
     def on_bus(self, message: FromControl) -> None:
         """Control's word. What cannot be applied changes nothing."""

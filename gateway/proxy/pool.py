@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from gateway.core.balancing import least_request
@@ -109,12 +110,11 @@ class ClusterPool:
         """Take a new View's cluster: endpoints that stay keep their connections, those that left lose idle ones."""
         self.config = config
         self.budget.use(config.retry.budget)
-        if config.breaker is None:
+        if config.breaker is None and config.outliers is None:
             self.watch = None
-        elif self.watch is None:
-            self.watch = Watch(self.worker, self.name, config.breaker)
         else:
-            self.watch.use(config.breaker)
+            self.watch = self.watch or Watch(self)
+            self.watch.use(config)
         kept: dict[str, EndpointPool] = {}
         for endpoint in config.endpoints:
             pool = self.endpoints.pop(endpoint.key, None) or EndpointPool(self, endpoint)
@@ -129,13 +129,23 @@ class ClusterPool:
         gone = self.endpoints
         self.endpoints = kept
         usable = config.usable
-        self.usable = tuple(kept[e.key] for e in usable)
-        self.weighted = len({e.weight for e in usable}) > 1
+        self.refresh(())
         first = usable[0].priority if usable else 0
         later = [e for e in config.endpoints if e.up and not e.draining and e.priority != first]
         self.spare = tuple(kept[e.key] for e in sorted(later, key=lambda e: e.priority))
         for pool in gone.values():
             pool.leave()
+
+    def refresh(self, back: Sequence[str]) -> None:
+        """Work out who may get requests: those that are up, but for whom an outlier's rule leaves out. `back`: these
+        were left out until now."""
+        usable = self.config.usable
+        outliers = None if self.watch is None else self.watch.outliers
+        if outliers is not None and outliers.out:
+            chosen = outliers.usable([endpoint.key for endpoint in usable])
+            usable = tuple(endpoint for endpoint in usable if endpoint.key in chosen)
+        self.usable = tuple(self.endpoints[endpoint.key] for endpoint in usable)
+        self.weighted = len({endpoint.weight for endpoint in usable}) > 1
 
     def retire(self) -> None:
         """The cluster left the configuration: exchanges in hand end, nothing is pooled any more."""
@@ -246,7 +256,8 @@ class ClusterPool:
         if self.watch is not None:
             self.watch.note(pool, "", False, now - began, now)
         pool.failures += 1
-        if pool.failures >= FAILURES_DOWN:
+        outliers = self.config.outliers
+        if pool.failures >= (FAILURES_DOWN if outliers is None else outliers.connect_failures):
             pool.down_until = now + LOCAL_DOWN_S
             self.worker.report_failures(self.name, pool.endpoint.key, pool.failures)
 

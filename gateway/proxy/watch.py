@@ -7,33 +7,47 @@ told to control at once; what control and an operator say comes back by `force`,
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from gateway.bus.messages import BreakerTurned
+from gateway.bus.messages import BreakerTurned, EndpointEjected
 from gateway.core.blame import Blame
 from gateway.core.breaker import Breaker, BreakerRule, State
 from gateway.core.errors import GatewayError
+from gateway.core.outliers import Outliers
 
 if TYPE_CHECKING:
-    from gateway.proxy.pool import EndpointPool
-    from gateway.proxy.worker import Worker
+    from gateway.core.view import Cluster
+    from gateway.proxy.pool import ClusterPool, EndpointPool
 
+NO_BREAKER: Final = BreakerRule(error_rate=2.0)
+"""Where only outliers are wanted: more than everything would have to fail."""
 _PASSING = frozenset((State.CLOSED, State.FORCED_CLOSED))
 
 
 class Watch:
     """One cluster's, beside its pool; it survives reloads."""
 
-    def __init__(self, worker: Worker, cluster: str, rule: BreakerRule) -> None:
-        self.worker = worker
-        self.cluster = cluster
-        self.blame = Blame(rule, worker.now(), random.random)
+    def __init__(self, pool: ClusterPool) -> None:
+        self.pool = pool
+        self.worker = pool.worker
+        self.cluster = pool.name
+        self.blame = Blame(NO_BREAKER, self.worker.now(), random.random)
+        self.outliers: Outliers | None = None
         self._shown = (State.CLOSED, "")
 
-    def use(self, rule: BreakerRule) -> None:
-        """Go by a new View's rule."""
+    def use(self, config: Cluster) -> None:
+        """Go by a new View's rules."""
+        now, rule = self.worker.now(), config.breaker or NO_BREAKER
         if rule != self.blame.rule:
-            self.blame.use(rule, self.worker.now())
+            self.blame.use(rule, now)
+        if config.outliers is None:
+            self.outliers = None
+        elif self.outliers is None:
+            self.outliers = Outliers(config.outliers, now)
+        else:
+            self.outliers.rule = config.outliers
+        if self.outliers is not None:
+            self.outliers.cover(endpoint.key for endpoint in config.endpoints)
 
     # ---- the request path
 
@@ -65,6 +79,9 @@ class Watch:
         blame.note(tenant, ok, now - seconds, now)
         if blame.turns:
             self._tell(now)
+        outliers = self.outliers
+        if outliers is not None and tenant and outliers.note(pool.endpoint.key, tenant, ok, now):
+            self._ejected([pool.endpoint.key], now)
 
     # ---- time, control and operators
 
@@ -73,6 +90,23 @@ class Watch:
         self.blame.tick(now)
         if self.blame.turns or self._shown[0] is not State.CLOSED:
             self._tell(now)
+        outliers = self.outliers
+        if outliers is not None:
+            if ejected := outliers.tick(now):
+                self._ejected(ejected, now)
+            if outliers.back:
+                back, outliers.back = outliers.back, []
+                self.pool.refresh(back)
+                for key in back:
+                    self.worker.tell(EndpointEjected(self.cluster, key))
+
+    def _ejected(self, keys: list[str], now: float) -> None:
+        outliers = self.outliers
+        assert outliers is not None
+        self.pool.refresh(())
+        for key in keys:
+            self.worker.meters.count("landbridge_ejections_total", (("cluster", self.cluster),))
+            self.worker.tell(EndpointEjected(self.cluster, key, outliers.out[key] - now, outliers.why(key)))
 
     def heal(self, now: float) -> None:
         """Control found endpoints well again: ask at once."""
@@ -94,9 +128,19 @@ class Watch:
         found.append(self._turned("", self.blame.own, now))
         return [turned for turned in found if turned.state != State.CLOSED.value]
 
+    def all_ejected(self, now: float) -> list[EndpointEjected]:
+        outliers = self.outliers
+        if outliers is None:
+            return []
+        return [EndpointEjected(self.cluster, k, until - now, outliers.why(k)) for k, until in outliers.out.items()]
+
     def _tell(self, now: float) -> None:
         blame = self.blame
         turns, blame.turns = blame.turns, []
+        for turn in turns:
+            scope = "tenant" if turn.tenant else "cluster"
+            labels = (("cluster", self.cluster), ("scope", scope), ("state", turn.state.value))
+            self.worker.meters.count("landbridge_breaker_turns_total", labels)
         for tenant in dict.fromkeys(turn.tenant for turn in turns if turn.tenant):
             mine = blame.tenants.get(tenant)
             turned = BreakerTurned(self.cluster, tenant) if mine is None else self._turned(tenant, mine, now)

@@ -21,6 +21,7 @@ from gateway import __version__
 from gateway.bus.messages import (
     BreakerTurned,
     ConnectFailures,
+    EndpointEjected,
     FilterRemoved,
     ForceBreaker,
     FromWorker,
@@ -327,10 +328,14 @@ class Worker:
         """Say something to control; where it does not hear, it asks for what counts when it does again."""
         self._send(message)
 
-    def breakers(self) -> list[BreakerTurned]:
-        """All breakers that are not closed."""
-        watches = [pool.watch for pool in self.clusters.values() if pool.watch is not None]
-        return [turned for watch in watches for turned in watch.all_turned(self.now())]
+    def watched(self) -> list[BreakerTurned | EndpointEjected]:
+        """All breakers that are not closed, and all endpoints that are ejected."""
+        now, watches = self.now(), [pool.watch for pool in self.clusters.values() if pool.watch is not None]
+        found: list[BreakerTurned | EndpointEjected] = []
+        for watch in watches:
+            found += watch.all_turned(now)
+            found += watch.all_ejected(now)
+        return found
 
     def force_breaker(self, wanted: ForceBreaker) -> None:
         """An operator's word about a breaker, by way of control."""

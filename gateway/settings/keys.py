@@ -39,6 +39,7 @@ from gateway.settings.scalars import (
     duration,
     fraction,
     matching,
+    number,
     size,
     whole,
 )
@@ -56,6 +57,7 @@ from gateway.settings.schema import (
     LimitSettings,
     Listen,
     MapSource,
+    OutlierSettings,
     ProbeSettings,
     RedisSettings,
     RegionSettings,
@@ -77,7 +79,6 @@ from gateway.settings.shape import (
     Items,
     Key,
     Kind,
-    Later,
     Named,
     OrNone,
     Record,
@@ -204,6 +205,23 @@ _BREAKER: Final = {
     "probe_interval": Key(duration(0.05, 3600), "At most one of them in so long, in each worker.", "1s"),
     "ramp": Key(duration(0, 3600), "From the last of them until all requests pass again, in growing share.", "3s"),
 }
+_OUTLIERS: Final = {
+    "connect_failures": Key(
+        whole(1, 1000), "Connects in a row that fail in a worker: then the endpoint is down for the gateway.", "3"
+    ),
+    "consecutive_errors": Key(
+        whole(1, 1000), "Failed answers in a row, while others of the same tenants succeed elsewhere.", "5"
+    ),
+    "eject": Key(duration(0.1, DAY_S), "How long it is left out; as much longer each time, up to `eject_max`.", "30s"),
+    "eject_max": Key(duration(0.1, DAY_S), "What that grows to.", "300s"),
+    "eject_max_percent": Key(whole(0, 100), "Of a cluster's endpoints, at most so many are left out.", "50"),
+    "panic_percent": Key(whole(0, 100), "With less than this share left, none is left out.", "30"),
+    "interval": Key(duration(0.1, 3600), "Over which success rates are compared.", "10s"),
+    "requests": Key(whole(1, 1_000_000), "In an interval, an endpoint's least for that; for the whole gateway.", "100"),
+    "stdev": Key(
+        number(0, 10), "Standard deviations below the mean that are too many; 0: rates are not compared.", "1.9"
+    ),
+}
 _FALLBACK: Final = {
     "fallback": Key(
         CLUSTER, "The cluster that answers instead while this one's breaker refuses. Its own breaker holds for it."
@@ -223,7 +241,12 @@ def _shared_keys(
             "Refuses requests while too many fail: a tenant's, or all ([how](protection.md#breakers)). `none`: off.",
             "{}",
         ),
-        "outliers": Key(Later(), "Ejection of endpoints that fail."),
+        "outliers": Key(
+            OrNone(Record(make(OutlierSettings), _OUTLIERS)),
+            "Leaves out endpoints that answer worse than the others ([how](protection.md#outliers-and-balancing)). "
+            "`none`: off.",
+            "{}",
+        ),
     }
 
 

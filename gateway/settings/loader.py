@@ -39,6 +39,7 @@ from gateway.settings.schema import (
     FilterFile,
     LimitSettings,
     Listen,
+    OutlierSettings,
     ProbeSettings,
     RegionSettings,
     RetrySettings,
@@ -313,16 +314,19 @@ def _clusters(values: Mapping[str, Any], others: list[str]) -> dict[str, Cluster
         retries: dict[str, Any] = {}
         limits: dict[str, Any] = {}
         breaker: dict[str, Any] | None = {}
+        outliers: dict[str, Any] | None = {}
         for layer in layers:
             timeouts |= layer.get("timeouts", {})
             retries |= layer.get("retries", {})
             limits |= layer.get("limits", {})
             breaker = _laid_over(breaker, layer.get("breaker", {}))
+            outliers = _laid_over(outliers, layer.get("outliers", {}))
         clusters[name] = ClusterSettings(
             timeouts=type(REGION_TIMEOUTS)(**timeouts),
             retries=RetrySettings(**retries),
             limits=ClusterLimitSettings(**limits),
             breaker=None if breaker is None else BreakerSettings(**breaker),
+            outliers=None if outliers is None else OutlierSettings(**outliers),
         )
     return clusters
 

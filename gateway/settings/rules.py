@@ -112,6 +112,7 @@ class _Rules:
                 self.note(("clusters", name), expected, f"the key {shown(name)}")
         for name in settings.clusters:
             self.breaker(name, known)
+            self.outliers(name)
             self.retries(name)
         if ("clusters",) in self.walk.bad or ("routes",) in self.walk.bad:
             return
@@ -131,6 +132,14 @@ class _Rules:
         response = cluster.timeouts.response
         if retries.per_try_timeout is not None and retries.per_try_timeout >= response:
             self.note((*where, "per_try_timeout"), f"less than timeouts.response ({response:g}s)")
+
+    def outliers(self, name: str) -> None:
+        where: Path = ("clusters", name, "outliers")
+        outliers = self.settings.clusters[name].outliers
+        if outliers is not None and outliers.eject > outliers.eject_max and self.has(where) and not self.is_bad(*where):
+            key = "eject" if self.has((*where, "eject")) else "eject_max"
+            expected = f"at most eject_max ({outliers.eject_max:g}s)"
+            self.note((*where, key), expected if key == "eject" else f"at least eject ({outliers.eject:g}s)")
 
     def breaker(self, name: str, known: list[str]) -> None:
         where: Path = ("clusters", name, "breaker")

@@ -91,15 +91,20 @@ def whole(low: int, high: int) -> Scalar:
     )
 
 
-def fraction(low: float = 0) -> Scalar:
+def number(low: float, high: float) -> Scalar:
     def parse(text: str) -> float:
         value = units.number(text)
-        if not low <= value <= 1:
+        if not low <= value <= high:
             raise ValueError("out of range")
         return value
 
-    schema = {"type": "number", "minimum": low, "maximum": 1}
-    return Scalar("number", f"a number from {low:g} to 1", parse, substitute=low, is_number=True, schema=schema)
+    schema = {"type": "number", "minimum": low, "maximum": high}
+    expected = f"a number from {low:g} to {high:g}"
+    return Scalar("number", expected, parse, substitute=low, is_number=True, schema=schema)
+
+
+def fraction(low: float = 0) -> Scalar:
+    return number(low, 1)
 
 
 def matching(type_name: str, expected: str, pattern: re.Pattern[str]) -> Scalar:

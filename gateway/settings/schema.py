@@ -102,6 +102,20 @@ class BreakerSettings(msgspec.Struct, frozen=True):
     fallback: str | None = None
 
 
+class OutlierSettings(msgspec.Struct, frozen=True):
+    """`requests` is the whole gateway's. Percentages are whole numbers."""
+
+    connect_failures: int = 3
+    consecutive_errors: int = 5
+    eject: float = 30.0
+    eject_max: float = 300.0
+    eject_max_percent: int = 50
+    panic_percent: int = 30
+    interval: float = 10.0
+    requests: int = 100
+    stdev: float = 1.9
+
+
 class ClusterLimitSettings(msgspec.Struct, frozen=True):
     connections: int = 1024
     pending: int = 1024
@@ -114,6 +128,7 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     retries: RetrySettings = RetrySettings()
     limits: ClusterLimitSettings = ClusterLimitSettings()
     breaker: BreakerSettings | None = BreakerSettings()
+    outliers: OutlierSettings | None = OutlierSettings()
 
 
 class RuleSettings(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ import msgspec
 from gateway.core.addresses import access_list
 from gateway.core.breaker import BreakerRule
 from gateway.core.conditions import Conditions, Target
+from gateway.core.outliers import OutlierRule
 from gateway.core.retry import Retries
 from gateway.core.switches import FAILOVER_ALL
 from gateway.core.view import (
@@ -39,6 +40,7 @@ from gateway.settings.schema import (
     Address,
     BreakerSettings,
     ClusterSettings,
+    OutlierSettings,
     RetrySettings,
     Scheme,
     Settings,
@@ -164,6 +166,21 @@ def _cluster(
         region=region,
         share=conditions.shares.get(name, 1.0),
         breaker=None if written.breaker is None else _breaker(written.breaker, settings.workers),
+        outliers=None if written.outliers is None else _outliers(written.outliers, settings.workers),
+    )
+
+
+def _outliers(written: OutlierSettings, workers: int) -> OutlierRule:
+    return OutlierRule(
+        connect_failures=written.connect_failures,
+        consecutive_errors=written.consecutive_errors,
+        eject=written.eject,
+        eject_max=written.eject_max,
+        max_fraction=written.eject_max_percent / 100,
+        panic_fraction=written.panic_percent / 100,
+        interval=written.interval,
+        requests_min=_share(written.requests, workers),
+        stdev=written.stdev,
     )
 
 

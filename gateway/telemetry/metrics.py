@@ -81,8 +81,8 @@ _ROWS: Final = (
     Metric(
         "landbridge_breaker_state",
         Kind.GAUGE,
-        "Of a cluster's breaker, the worst of all workers: 0 closed, 1 open, 2 half open, 3 ramping, 4 forced open, "
-        "5 forced closed",
+        "Of a cluster's breaker (no endpoint), the worst of all workers: 0 closed, 1 open, 2 half open, 3 ramping, "
+        "4 forced open, 5 forced closed; of an endpoint, 1 while some worker leaves it out",
         ("cluster", "endpoint"),
     ),
     Metric(
@@ -102,6 +102,12 @@ _ROWS: Final = (
         Kind.COUNTER,
         "Tries that a breaker refused, by cluster and scope (cluster, tenant)",
         ("cluster", "scope"),
+    ),
+    Metric(
+        "landbridge_ejections_total",
+        Kind.COUNTER,
+        "Endpoints that a worker left out for their errors, by cluster",
+        ("cluster",),
     ),
     Metric(
         "landbridge_endpoint_up",

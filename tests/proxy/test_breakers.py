@@ -204,7 +204,7 @@ async def test_an_operators_word_holds_and_is_told(plane: DataPlane, origin: Ori
     assert (reply.status, reply.value("retry-after")) == (503, "60")
     assert b"an operator has opened" in reply.body
     assert origin.requests == []
-    [told] = worker.breakers()
+    [told] = worker.watched()
     assert (told.state, told.reason, 59 < told.left_s <= 60) == ("forced_open", "bad release (alice)", True)
     worker.force_breaker(ForceBreaker("app", "", "closed", 60.0, "look"))
     origin.answer = BAD
