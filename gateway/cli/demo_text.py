@@ -68,11 +68,15 @@ Unknown tenant (404, with a flag that says why):
 A WebSocket through a hop (101, then the application's first message):
   {SHOW.format("acme")} -i -N --http1.1 -m 2 -H 'Connection: Upgrade' -H 'Upgrade: websocket' \\
     -H 'Sec-WebSocket-Version: 13' -H 'Sec-WebSocket-Key: bGFuZGJyaWRnZSBkZW1vIQ==' --output - http://127.0.0.1:{eu}/ws
-Failover: umbrella goes on in eu-west-1 (after about 2 s), acme has no standby and gets 503:
+Failover: umbrella goes on in eu-west-1 at once, acme has no standby and gets 503:
   {call} demo stop-app us-east-1{options}
   {SHOW.format("umbrella")} http://127.0.0.1:{ap}/x
   {SHOW.format("acme")} -i http://127.0.0.1:{ap}/x
   {call} demo start-app us-east-1{options}
+An evacuation: umbrella is served in eu-west-1, acme where it is, since it has no standby (so this needs --force):
+  {call} region drain --force --reason "to try it" -c {_near(place.config("us-east-1"))}
+  {SHOW.format("umbrella")} http://127.0.0.1:{us}/x
+  {call} region undrain --reason "tried" -c {_near(place.config("us-east-1"))}
 Why a request goes where it goes, and what a gateway knows:
   {call} explain -c {_near(place.config("eu-west-1"))} --host acme.demo.localhost
   {call} tenants list -c {_near(place.config("eu-west-1"))}
