@@ -22,14 +22,14 @@ from gateway.settings.schema import HealthSettings
 CONNECT_EVERY_S: Final = 1.0
 """How often an endpoint without `health` that is down is tried (DESIGN 5.1)."""
 
-ANSWER_MAX_S: Final = 5.0
-"""A check takes at most its interval, and never longer than this: an application that needs more is not healthy."""
-
-JITTER: Final = 0.1
-"""Gateways that started together must not check together."""
+CONNECT_JITTER: Final = 0.1
+"""Gateways that lost an endpoint together must not look for it together."""
 
 STATUS_LINE_BYTES: Final = 4096
-"""Only the status line is looked at (RFC 9112, 4)."""
+"""Of the head, only the status line is looked at (RFC 9112, 4)."""
+
+BODY_BYTES: Final = 64 * 1024
+"""Of the body, as much is searched for a text."""
 
 REST_MAX_S: Final = 0.25
 """How long the rest of an answer may take before it is cut: it decides nothing."""
@@ -37,17 +37,18 @@ REST_MAX_S: Final = 0.25
 NOT_RESOLVED: Final = "its name has no address yet"
 
 
-async def check(endpoint: Endpoint, path: str, timeout_s: float) -> tuple[bool, str]:
-    """One GET on a fresh connection: (whether the answer is 2xx, what went wrong)."""
+async def check(endpoint: Endpoint, health: HealthSettings) -> tuple[bool, str]:
+    """One GET on a fresh connection: (whether the answer is what it should be, what went wrong)."""
+    timeout_s = min(health.timeout, health.interval)
     if not is_address(endpoint.address):
         return False, NOT_RESOLVED
     request = (
-        f"GET {path} HTTP/1.1\r\nHost: {endpoint.name}\r\nUser-Agent: landbridge-health\r\n"
+        f"GET {health.path} HTTP/1.1\r\nHost: {endpoint.name}\r\nUser-Agent: landbridge-health\r\n"
         "Accept: */*\r\nConnection: close\r\n\r\n"
     )
     try:
         async with asyncio.timeout(timeout_s):
-            line = await _status_line(endpoint, request.encode("ascii"))
+            line, body = await _answer(endpoint, request.encode("ascii"), health.body)
     except TimeoutError:
         return False, f"no answer within {timeout_s:g} s"
     except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
@@ -56,7 +57,11 @@ async def check(endpoint: Endpoint, path: str, timeout_s: float) -> tuple[bool, 
     status = rest[:3]
     if not version.startswith(b"HTTP/1.") or not status.isdigit():
         return False, "the answer is not HTTP/1"
-    return (True, "") if status.startswith(b"2") else (False, f"status {status.decode()}")
+    if not any(status == wanted.encode() or wanted == f"{chr(status[0])}xx" for wanted in health.status):
+        return False, f"status {status.decode()}"
+    if health.body is not None and health.body.encode() not in body:
+        return False, f"the body does not hold {health.body!r}"
+    return True, ""
 
 
 async def connect(endpoint: Endpoint, timeout_s: float) -> tuple[bool, str]:
@@ -74,17 +79,25 @@ async def connect(endpoint: Endpoint, timeout_s: float) -> tuple[bool, str]:
     return True, ""
 
 
-async def _status_line(endpoint: Endpoint, request: bytes) -> bytes:
+async def _answer(endpoint: Endpoint, request: bytes, text: str | None) -> tuple[bytes, bytes]:
+    """The status line, and what has to be read of the rest to find `text` in it (nothing of it without)."""
     reader, writer = await asyncio.open_connection(endpoint.address, endpoint.port, limit=STATUS_LINE_BYTES)
     try:
         writer.write(request)
         line = await reader.readuntil(b"\n")
+        rest, body = b"\r\n", b""  # the end of the status line, where no field follows it
+        while text is not None and text.encode() not in body and len(body) < BODY_BYTES:
+            piece = await reader.read(STATUS_LINE_BYTES)
+            rest += piece
+            body = rest.partition(b"\r\n\r\n")[2]
+            if not piece or len(rest) > 2 * BODY_BYTES:
+                break
         # Closing with the body unread would reset the connection, and the application would log it as an error.
         with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(REST_MAX_S):
                 while await reader.read(STATUS_LINE_BYTES):
                     pass
-        return line
+        return line, body
     finally:
         writer.transport.abort()  # what is left after that is not worth a lingering close
 
@@ -139,15 +152,15 @@ class HealthChecks:
             self._running[key] = self._tasks.keep(work, f"check {subject.cluster} {subject.endpoint.key}")
 
     async def _check(self, subject: _Subject, health: HealthSettings) -> None:
-        await asyncio.sleep(self._rng.uniform(0, JITTER) * health.interval)
+        await asyncio.sleep(self._rng.uniform(0, health.jitter) * health.interval)
         while True:
-            ok, why = await check(subject.endpoint, health.path, min(health.interval, ANSWER_MAX_S))
+            ok, why = await check(subject.endpoint, health)
             self._observe(subject, ok, why)
-            await asyncio.sleep(health.interval * self._rng.uniform(1 - JITTER, 1 + JITTER))
+            await asyncio.sleep(health.interval * self._rng.uniform(1 - health.jitter, 1 + health.jitter))
 
     async def _reconnect(self, subject: _Subject) -> None:
         while (found := self._health.find(subject.cluster, subject.endpoint.key)) is not None and not found.up:
-            await asyncio.sleep(CONNECT_EVERY_S * self._rng.uniform(1 - JITTER, 1 + JITTER))
+            await asyncio.sleep(CONNECT_EVERY_S * self._rng.uniform(1 - CONNECT_JITTER, 1 + CONNECT_JITTER))
             self._observe(subject, *await connect(subject.endpoint, subject.connect_s))
 
     def _observe(self, subject: _Subject, ok: bool, why: str) -> None:

@@ -18,6 +18,8 @@ from gateway.settings.scalars import (
     ACTOR,
     ADMIN_HOST,
     CHECK_PATH,
+    CHECK_STATUS,
+    CHECK_TEXT,
     CLUSTER,
     CLUSTER_KEY,
     DAY_S,
@@ -150,10 +152,14 @@ CLUSTER_TIMEOUTS: Final = {
 HEALTH: Final = Record(
     HealthSettings,
     {
-        "path": Key(CHECK_PATH, "Asked with GET; 2xx and 3xx are healthy.", required=True),
+        "path": Key(CHECK_PATH, "Asked with GET.", required=True),
         "interval": Key(duration(0.01, 3600), "From one check of an endpoint to the next.", "5s"),
         "healthy": Key(whole(1, 100), "Successes in a row that bring an endpoint up.", "2"),
         "unhealthy": Key(whole(1, 100), "Failures in a row that take an endpoint down.", "3"),
+        "timeout": Key(duration(0.01, 60), "How long an answer may take; never longer than `interval`.", "5s"),
+        "jitter": Key(PERCENTAGE, "Share of `interval` that is added or left out at random.", "10%"),
+        "status": Key(Items(CHECK_STATUS, distinct=True), "Statuses that are healthy: `200`, `2xx`.", "[2xx]"),
+        "body": Key(CHECK_TEXT, "Text that the first 64 KiB of the body have to hold."),
     },
 )
 _ANY_RETRIES: Final = {

@@ -270,6 +270,10 @@ ADMIN_HOST: Final = Scalar(
 PREFIX: Final = matching("path", "a path prefix such as /api/, without query", _PATH)
 PROBE: Final = matching("path", "a path such as /healthz, without query", _PATH)
 CHECK_PATH: Final = matching("path", "a path such as /healthz", _TARGET)
+CHECK_STATUS: Final = matching(
+    "status", "a status such as 200, or a class such as 2xx", re.compile(r"[1-5](?:[0-9]{2}|xx)\Z")
+)
+CHECK_TEXT: Final = matching("text", "a text of 1 to 200 printable characters", re.compile(r"[ -~]{1,200}\Z"))
 WORKERS: Final = Scalar(
     f"`auto` or a whole number from 1 to {WORKERS_MAX}",
     f"auto or a whole number from 1 to {WORKERS_MAX}",

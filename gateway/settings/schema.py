@@ -67,10 +67,16 @@ REGION_TIMEOUTS: Final = ClusterTimeoutSettings(response=20.0, idle=60.0)
 
 
 class HealthSettings(msgspec.Struct, frozen=True):
+    """`status` are statuses and classes (`2xx`) as written; `body` None: nothing of it is read."""
+
     path: str
     interval: float = 5.0
     healthy: int = 2
     unhealthy: int = 3
+    timeout: float = 5.0
+    jitter: float = 0.1
+    status: tuple[str, ...] = ("2xx",)
+    body: str | None = None
 
 
 class BackoffSettings(msgspec.Struct, frozen=True):

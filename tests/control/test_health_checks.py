@@ -33,13 +33,43 @@ def endpoint(application: Application) -> Endpoint:
 @pytest.mark.parametrize("code", [200, 204, 299])
 async def test_any_2xx_is_healthy(application: Application, code: int) -> None:
     application.reply = status(code)
-    assert await check(endpoint(application), "/healthz", 5.0) == (True, "")
+    assert await check(endpoint(application), HealthSettings("/healthz", timeout=5.0)) == (True, "")
 
 
 @pytest.mark.parametrize("code", [100, 301, 404, 500, 503])
 async def test_any_other_status_is_not(application: Application, code: int) -> None:
     application.reply = status(code)
-    assert await check(endpoint(application), "/healthz", 5.0) == (False, f"status {code}")
+    assert await check(endpoint(application), HealthSettings("/healthz", timeout=5.0)) == (False, f"status {code}")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "healthy"),
+    [(("301",), True), (("2xx", "3xx"), True), (("2xx",), False), (("200", "302"), False), (("30x",), False)],
+)
+async def test_statuses_that_are_healthy_are_the_operators_to_say(
+    application: Application, wanted: tuple[str, ...], healthy: bool
+) -> None:
+    application.reply = status(301)
+    assert (await check(endpoint(application), HealthSettings("/", status=wanted)))[0] is healthy
+
+
+@pytest.mark.parametrize(
+    ("answer", "healthy"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\nstate: all well", True),
+        (b"HTTP/1.1 200 OK\r\n\r\nall well", True),
+        (b"HTTP/1.1 200 OK\r\nX-State: all well\r\n\r\nno", False),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"." * 60_000 + b"all well", True),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"." * 200_000 + b"all well", False),
+        (b"HTTP/1.1 500 Oh\r\n\r\nall well", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", False),
+    ],
+)
+async def test_a_text_that_the_body_has_to_hold(application: Application, answer: bytes, healthy: bool) -> None:
+    application.reply = lambda head: answer
+    found, why = await check(endpoint(application), HealthSettings("/", body="all well"))
+    assert found is healthy
+    assert healthy or why
 
 
 @pytest.mark.parametrize(
@@ -54,27 +84,27 @@ async def test_any_other_status_is_not(application: Application, code: int) -> N
 )
 async def test_garbage_is_not_healthy(application: Application, answer: bytes, why: str) -> None:
     application.reply = lambda head: answer
-    healthy, reason = await check(endpoint(application), "/healthz", 5.0)
+    healthy, reason = await check(endpoint(application), HealthSettings("/healthz", timeout=5.0))
     assert not healthy
     assert why in reason
 
 
 async def test_silence_ends_with_the_timeout(application: Application) -> None:
     application.reply = lambda head: None
-    healthy, reason = await check(endpoint(application), "/healthz", 0.1)
+    healthy, reason = await check(endpoint(application), HealthSettings("/healthz", timeout=0.1))
     assert not healthy
     assert reason == "no answer within 0.1 s"
 
 
 async def test_nobody_there(application: Application) -> None:
     await application.stop()
-    healthy, reason = await check(endpoint(application), "/healthz", 5.0)
+    healthy, reason = await check(endpoint(application), HealthSettings("/healthz", timeout=5.0))
     assert not healthy
     assert "Errno 111" in reason
 
 
 async def test_the_application_sees_its_name_and_who_asks(application: Application) -> None:
-    await check(endpoint(application), "/up?x=1", 5.0)
+    await check(endpoint(application), HealthSettings("/up?x=1", timeout=5.0))
     head = await application.heads.get()
     assert head.startswith(b"GET /up?x=1 HTTP/1.1\r\n")
     assert b"\r\nHost: app.internal:%d\r\n" % application.port in head
@@ -84,7 +114,7 @@ async def test_the_application_sees_its_name_and_who_asks(application: Applicati
 
 async def test_a_name_without_an_address_is_not_looked_up() -> None:
     unknown = Endpoint("app.internal:80", "app.internal", 80)
-    assert await check(unknown, "/", 1.0) == (False, health_checks.NOT_RESOLVED)
+    assert await check(unknown, HealthSettings("/", timeout=1.0)) == (False, health_checks.NOT_RESOLVED)
     assert await connect(unknown, 1.0) == (False, health_checks.NOT_RESOLVED)
 
 
@@ -176,4 +206,4 @@ async def test_cover_ends_what_left_and_restarts_what_changed(application: Appli
 
 async def test_the_rest_of_an_answer_is_read_and_a_slow_one_is_cut(application: Application) -> None:
     application.reply = lambda head: b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n" + b"x" * 50_000
-    assert await asyncio.wait_for(check(endpoint(application), "/", 5.0), 2.0) == (True, "")
+    assert await asyncio.wait_for(check(endpoint(application), HealthSettings("/", timeout=5.0)), 2.0) == (True, "")
