@@ -21,7 +21,7 @@ FAULTS = $(addprefix tests/, core/test_model.py control/test_yaml_file.py contro
     control/test_redis_feed.py \
     store/test_big_map.py \
     $(addprefix proxy/, test_disagree.py test_failures.py test_fuzz.py test_retries.py test_deadlines.py) \
-    $(addprefix e2e/, test_big_bodies.py test_dns.py test_history.py test_isthmus.py test_kills.py test_log_lines.py test_map_file.py \
+    $(addprefix e2e/, test_big_bodies.py test_cardinality.py test_dns.py test_history.py test_isthmus.py test_kills.py test_log_lines.py test_map_file.py \
         test_replacement.py test_redis_outage.py test_redis_records.py test_redis_regions.py test_retry_storm.py \
         test_breakers.py test_partition.py \
         test_secrets.py test_ssrf.py \

@@ -457,7 +457,11 @@ _ADMIN: Final = {
     ),
 }
 _TELEMETRY: Final = {
-    "tenants": Key(whole(0, 100_000), "Tenants with a metric series of their own; the rest count as `other`.", "200"),
+    "tenants": Key(
+        whole(0, 100_000),
+        "Tenants with a metric series of their own, in each worker; the rest count as `other`.",
+        "200",
+    ),
 }
 
 

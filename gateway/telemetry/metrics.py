@@ -267,7 +267,7 @@ _ROWS: Final = (
     Metric(
         "landbridge_tenant_requests_total",
         Kind.COUNTER,
-        "Requests by tenant: the first telemetry.tenants have a series, the rest are `other`",
+        "Requests by tenant: the first telemetry.tenants of each worker have a series, the rest are `other`",
         ("tenant",),
     ),
     Metric("landbridge_map_records", Kind.GAUGE, "Records in the tenant map"),

@@ -288,7 +288,7 @@ async def test_all_tries_share_one_time(tmp_path: Path, origin: Origin, failing:
         assert reply.status in (502, 503, 504)
         assert took < 0.8 + within(0.2)
         assert 1 <= len(origin.requests) < 10
-        assert set(reasons(plane)) <= {"deadline", "attempts"}
+        assert set(reasons(plane)) <= {"deadline", "budget"}
 
 
 @pytest.mark.parametrize("field", [b"grpc-timeout: 300m", b"Connect-Timeout-Ms: 300"])
