@@ -119,8 +119,10 @@ class ClusterLimiter:
 
     @property
     def rate(self) -> float:
-        """What the application can answer in a second, by what it may have in hand and how long it takes."""
-        return self.limit.limit / self.limit.latency_s if self.limit.latency_s else 0.0
+        """What the application can answer in a second: by how long it takes, and by what it has in hand, or might
+        have, since a limit that does not bind stands far above that."""
+        limit = self.limit
+        return max(self.peak, limit.limit / 2) / limit.latency_s if limit.latency_s else 0.0
 
     def tick(self, lag_s: float, now: float) -> None:
         """Judge what came since the last tick; of latencies `lag_s` are our own."""

@@ -170,6 +170,18 @@ def test_a_tenant_at_twenty_times_its_share_is_refused_first() -> None:
     assert simulation.goodput(15, 60) >= 0.95 * 200
 
 
+@pytest.mark.parametrize(("slots", "service_s", "herd"), [(40, 0.2, 1500), (20, 0.2, 200), (20, 0.05, 2000)])
+def test_a_herd_that_does_as_it_is_told_is_served_as_fast_as_can_be(slots: int, service_s: float, herd: int) -> None:
+    """On top of a load of 0.4: four fifths of the herd are served in little more than its share of the time."""
+    capacity = slots / service_s
+    base, clients = Source("acme", lambda now: 0.4 * capacity), Source("herd", lambda now: 0.0, herd=herd, at=10.0)
+    simulation = Simulation([base, clients], lambda now: slots, steady(service_s))
+    simulation.run(10 + 0.8 * herd / (0.6 * capacity))
+    assert simulation.goodput(10.5, 10 + 0.8 * herd / (0.6 * capacity)) >= 0.8 * capacity
+    assert clients.offered - clients.refused >= 0.6 * herd
+    assert base.refused <= 0.05 * base.offered
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0.0005, 20), st.integers(1, 600), st.integers(0, 3000), st.floats(0.1, 30)),

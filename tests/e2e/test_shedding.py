@@ -14,7 +14,6 @@ import pytest
 
 from tests.support.fleet import Fleet, until
 from tests.support.measured import hold
-from tests.support.origin import Origin
 from tests.support.overload import Few, Herd, Stream, quantile
 from tests.support.pace import ALLOWANCE
 
@@ -24,8 +23,8 @@ TENANTS = "tenants:\n" + "".join(
     f"  {name}: {{home: {US}{', labels: {priority: ' + priority + '}' if priority else ''}}}\n"
     for name, priority in [*((name, "") for name in SMALL), ("hog", ""), ("vital", "critical"), ("batch", "bulk")]
 )
-SLOTS, SERVICE_S = 40, 0.2
-"""200 requests a second: far less than gateway and clients could do on a machine with two cores."""
+SLOTS, SERVICE_S = 30, 0.2
+"""150 requests a second: far less than gateway and clients could do on a machine with two cores."""
 FULL = ALLOWANCE == 1
 LATENCY = 5.0
 """Times the unqueued latency that an admitted request takes at most, in 99 of 100 cases."""
@@ -33,7 +32,7 @@ LATENCY = 5.0
 
 def fleet(tmp_path: Path, application: Few, more: str) -> Fleet:
     fleet = Fleet(tmp_path, [US], TENANTS)
-    fleet[US].application = Origin(application)
+    fleet[US].application = application  # type: ignore[assignment]
     fleet[US].workers = 2
     fleet[US].more = more
     return fleet
@@ -51,13 +50,13 @@ async def test_three_times_too_much_leaves_goodput_and_is_over_when_it_is_over(t
         vital, hog, batch = Stream(port, "vital"), Stream(port, "hog"), Stream(port, "batch")
         streams = [*small, vital, hog, batch]
         total = calm_s + overload_s + calm_s
-        steady = [*((one, 4.0) for one in small), (vital, 30.0), (hog, 4.0)]
+        steady = [*((one, 3.0) for one in small), (vital, 20.0), (hog, 3.0)]
         began = time.monotonic()
         begins, ends = began + calm_s, began + calm_s + overload_s
 
         async def much() -> None:
             await asyncio.sleep(begins - time.monotonic())
-            await asyncio.gather(hog.run(20 * 4.0 * 2, overload_s, rng), batch.run(370.0, overload_s, rng))
+            await asyncio.gather(hog.run(20 * 3.0 * 2, overload_s, rng), batch.run(260.0, overload_s, rng))
 
         await asyncio.gather(much(), *(one.run(rate, total, rng) for one, rate in steady))
         await asyncio.gather(*(one.stop() for one in streams))
@@ -89,10 +88,10 @@ async def test_three_times_too_much_leaves_goodput_and_is_over_when_it_is_over(t
 
 
 async def test_a_herd_that_reconnects_is_turned_away_politely_and_served_in_the_end(tmp_path: Path) -> None:
-    """FAULTS 29: all clients of another region at one moment, on top of what is here already."""
+    """FAULTS 29: all clients of another region within a second, on top of what is here already."""
     application = Few(SLOTS, SERVICE_S)
-    count = 2000 if FULL else 500
-    connections = 300 if FULL else 150
+    count = 1000 if FULL else 200
+    connections = 200 if FULL else 120
     regions = fleet(tmp_path, application, f"shedding: {{}}\nlimits: {{connections: {connections}}}\n")
     try:
         await regions.start()
@@ -100,7 +99,6 @@ async def test_a_herd_that_reconnects_is_turned_away_politely_and_served_in_the_
         vital, herd = Stream(gateway.http, "vital"), Herd(gateway.http, "hog")
         warm = Stream(gateway.http, "hog")
         await asyncio.gather(vital.run(20.0, 2.0, rng), warm.run(60.0, 2.0, rng))
-        before = len(application.served)
         began = time.monotonic()
         _, served = await asyncio.gather(vital.run(20.0, 3.0, rng), timed(herd.run(count)))
         probe = await gateway.ready()
@@ -115,7 +113,7 @@ async def test_a_herd_that_reconnects_is_turned_away_politely_and_served_in_the_
     assert all(1 <= int(one or 0) <= 10 for one in herd.refused)
     assert turned > 0 or not FULL
     most = sorted(herd.served)[int(count * 0.8)]
-    goodput = sum(began <= at < most for at in application.served[before:]) / (most - began)
+    goodput = sum(began <= at < most for at in application.served) / (most - began)
     hold("29", "goodput lost while a herd reconnects", 1 - goodput / application.capacity, 0.2, "%")
     hold("29", "until a whole herd was served", served, 30.0)
     assert vital.failed == []
@@ -176,8 +174,8 @@ async def test_a_worker_without_time_sheds_by_itself_and_keeps_its_goodput(tmp_p
 
 
 async def capacity_of(stream: Stream, rng: random.Random) -> float:
-    """What gets through with two connections that never wait: by the clock of this machine."""
-    began, done = time.monotonic(), 0
+    """What gets through with ten connections that always ask: by the clock of this machine."""
+    began = time.monotonic()
 
     async def loop() -> int:
         count = 0
@@ -186,7 +184,7 @@ async def capacity_of(stream: Stream, rng: random.Random) -> float:
             count += 1
         return count
 
-    done = sum(await asyncio.gather(loop(), loop()))
+    done = sum(await asyncio.gather(*(loop() for _ in range(10))))
     return done / 2.0
 
 

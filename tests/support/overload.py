@@ -4,22 +4,58 @@ clients that all come at once, and an application that has room for few."""
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import sys
 import time
 from dataclasses import dataclass, field
 
 from tests.support.client import Client
 from tests.support.fleet import HEALTH, request
-from tests.support.origin import Seen
+from tests.support.origin import Origin, Seen
 
 PATIENCE_S = 30.0
 
 
 class Few:
-    """An application of `slots` requests at a time, each of `service_s`; the others wait for one of them."""
+    """An application of `slots` requests at a time, each of `service_s`; the others wait for one of them.
+
+    It is a process of its own: clients by the hundred in one event loop with it would be what takes its time.
+    """
 
     def __init__(self, slots: int, service_s: float) -> None:
         self.capacity = slots / service_s
+        self.served: list[float] = []
+        self.port = 0
+        self._arguments = [str(slots), str(service_s)]
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> Few:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.support.overload", *self._arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=1 << 26,
+        )
+        assert self._process.stdout is not None
+        self.port = int(await self._process.stdout.readline())
+        return self
+
+    async def stop(self) -> None:
+        """End it, and hear when it served what: monotonic seconds, which all processes share."""
+        if self._process is not None:
+            said, _ = await self._process.communicate(b"end\n")
+            self.served = json.loads(said)
+            self._process = None
+
+    def goodput(self, since: float, until: float) -> float:
+        return sum(since <= at < until for at in self.served) / (until - since)
+
+
+class Slots:
+    """What `Few` answers with."""
+
+    def __init__(self, slots: int, service_s: float) -> None:
         self.service_s = service_s
         self.served: list[float] = []
         self._free = asyncio.Semaphore(slots)
@@ -32,8 +68,15 @@ class Few:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         return True
 
-    def goodput(self, since: float, until: float) -> float:
-        return sum(since <= at < until for at in self.served) / (until - since)
+
+async def serve(slots: int, service_s: float) -> None:
+    """Say the port, answer until a line comes, say when what was served."""
+    answer = Slots(slots, service_s)
+    origin = await Origin(answer).start()
+    print(origin.port, flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    await origin.stop()
+    print(json.dumps(answer.served), flush=True)
 
 
 @dataclass
@@ -107,7 +150,7 @@ def quantile(values: list[float], part: float) -> float:
 
 @dataclass
 class Herd:
-    """Clients that connect at one moment, each for one answer: who is refused comes back when it was told to."""
+    """Clients that connect within a second, each for one answer: who is refused comes back when it was told to."""
 
     port: int
     tenant: str
@@ -119,6 +162,7 @@ class Herd:
         await asyncio.gather(*(self._one() for _ in range(count)))
 
     async def _one(self) -> None:
+        await asyncio.sleep(random.random())
         while True:
             try:
                 client = await Client.connect(self.port)
@@ -132,3 +176,7 @@ class Herd:
                 return
             self.refused.append(reply.value("retry-after") if reply.status == 503 else None)
             await asyncio.sleep(float(reply.value("retry-after") or 1))
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2])))

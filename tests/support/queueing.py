@@ -9,20 +9,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.core.concurrency import SAMPLES_MAX, Concurrency
-from gateway.core.shedding import Priority, ceilings, share_in_hand
+from gateway.core.shedding import REFUSED_LATELY, Priority, ceilings, retry_after_s, share_in_hand
 
 TICK_S = 0.1
 
 
 @dataclass
 class Source:
-    """Requests of one tenant and class, `rate(t)` a second at random."""
+    """Requests of one tenant and class, `rate(t)` a second at random; or a herd of `herd` clients within the second
+    `at`, each of which comes back when it is told to until it is served."""
 
     tenant: str
     rate: Callable[[float], float]
     priority: Priority = Priority.DEFAULT
     offered: int = 0
     refused: int = 0
+    herd: int = 0
+    at: float = 0.0
 
 
 @dataclass
@@ -44,7 +47,8 @@ class Simulation:
         self.limit = Concurrency(self.low, self.high, 0.0)
         self.in_hand: Counter[str] = Counter()
         self.samples: list[float] = []
-        self.peak = self.busy = self.done = 0
+        self.peak = self.busy = self.done = self.turned = 0
+        self.waiting = 0.0
         self.queue: deque[tuple[float, str]] = deque()
         self.adapt(0.0)
         events: list[tuple[float, int, str, object]] = [(0.0, 0, "tick", None)]
@@ -52,6 +56,10 @@ class Simulation:
         for source in self.sources:
             order += 1
             heapq.heappush(events, (rng.expovariate(1.0) / 50, order, "arrival", source))
+        for source in self.sources:
+            for _ in range(source.herd):
+                order += 1
+                heapq.heappush(events, (source.at + rng.random(), order, "back", source))
         while events:
             now, _, kind, what = heapq.heappop(events)
             if now > seconds:
@@ -66,6 +74,12 @@ class Simulation:
                 heapq.heappush(events, (now + (rng.expovariate(rate) if rate else 0.1), order, "arrival", what))
                 if rate:
                     self.arrive(what, now)
+            elif kind == "back":
+                assert isinstance(what, Source)
+                if not self.arrive(what, now):
+                    rate = max(self.peak, self.limit.limit / 2) / self.limit.latency_s if self.limit.latency_s else 0
+                    after = retry_after_s(self.waiting + self.turned, rate, rng.random())
+                    heapq.heappush(events, (now + after + rng.random() / 20, order, "back", what))
             else:
                 began, tenant = what  # type: ignore[misc]
                 self.busy -= 1
@@ -84,6 +98,7 @@ class Simulation:
         if self.limit.due(self.samples, now):
             self.limit.end_window(self.samples, self.done, self.peak, 0.0, now)
             self.samples, self.done, self.peak = [], 0, self.total
+        self.waiting, self.turned = self.waiting * REFUSED_LATELY + self.turned, 0
         limit = self.limit.limit
         self.limits.append((now, limit))
         self.ceilings = ceilings(limit)
@@ -93,15 +108,18 @@ class Simulation:
     def total(self) -> int:
         return self.busy + len(self.queue)
 
-    def arrive(self, source: Source, now: float) -> None:
+    def arrive(self, source: Source, now: float) -> bool:
+        """Whether it is let in."""
         source.offered += 1
         rank = source.priority.over + (self.in_hand[source.tenant] < self.share)
         if self.total >= self.ceilings[rank]:
             source.refused += 1
-            return
+            self.turned += 1
+            return False
         self.in_hand[source.tenant] += 1
         self.queue.append((now, source.tenant))
         self.peak = max(self.peak, self.total)
+        return True
 
     def goodput(self, since: float, until: float) -> float:
         return sum(since <= at < until for at, _ in self.served) / (until - since)
