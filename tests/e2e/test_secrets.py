@@ -39,7 +39,9 @@ def canary(place: str) -> str:
     return f"CANARY-{place}-{'0123456789abcdef' * 2}"
 
 
-PLACES = ("authorization", "cookie", "query", "hop", "oldhop", "viewer", "operator", "bad", "option", "short")
+SENT = ("authorization", "cookie", "query", "apikey", "idempotency")
+"""Where clients have theirs."""
+PLACES = (*SENT, "hop", "oldhop", "viewer", "operator", "bad", "option", "short")
 
 
 class Secretive(Fleet):
@@ -58,6 +60,7 @@ class Secretive(Fleet):
             'admin:\n  tokens:\n    - {name: prometheus, role: viewer, token: "${file:../viewer}"}\n'
             '    - {name: alice, role: operator, token: "${file:../operator}"}\n'
             "filters:\n  paths: [../boom.py]\n  options: {boom: {password: '${file:../option}'}}\n"
+            "throttle: {client: {rate: 1/m, burst: 100, by: header:X-Api-Key}, tenant: {rate: 1000/s}}\n"
         )
 
 
@@ -119,7 +122,12 @@ async def test_each_door_opens_to_its_own(regions: Secretive) -> None:
 async def test_no_canary_gets_out(regions: Secretive) -> None:
     """FAULTS 36."""
     us, eu = regions[US], regions[EU]
-    secret = [f"Authorization: Basic {canary('authorization')}", f"Cookie: a=b; session={canary('cookie')}"]
+    secret = [
+        f"Authorization: Basic {canary('authorization')}",
+        f"Cookie: a=b; session={canary('cookie')}",
+        f"Idempotency-Key: {canary('idempotency')}",
+        f"X-Api-Key: {canary('apikey')}",
+    ]
     path = f"/x?token={canary('query')}"
     answers = [
         await regions.ask(US, "acme", path, "POST", secret, b"hello"),  # served here
@@ -134,13 +142,16 @@ async def test_no_canary_gets_out(regions: Secretive) -> None:
     boom = await once(us.http, request("nothing.example", path, lines=[*secret, "X-Org: boom"]))
     assert [*(reply.status for reply in answers[:3]), boom.status] == [200, 200, 404, 500]
     await us.logged("a bug while secrets are at hand")
-    await us.application.stop()
+    await us.application.stop()  # while it dies, requests are sent again, breakers open, endpoints go
     answers.append(await regions.ask(US, "acme", path, lines=secret))
     answers.append(await regions.ask(EU, "acme", path, lines=secret))
     assert {reply.status for reply in answers[-2:]} <= {502, 503}
     seen = [line for gateway in (us, eu) for seen in gateway.asked() for line in [seen.start, *seen.lines]]
-    for place in ("authorization", "cookie", "query"):
+    for place in SENT:
         assert any(canary(place).encode() in line for line in seen), "they were on their way"
+    while (answer := await regions.ask(US, "acme", path, "POST", secret)).status != 429:
+        answers.append(answer)  # until this client has had enough, and its bucket is hot
+    answers.append(answer)
     for place in ("bad", "viewer", "operator"):
         reads = ("/api/v1/status", "/nowhere", f"/metrics?token={canary('query')}")
         answers += [await admin(us, what, bearer(place), secret[1]) for what in reads]
