@@ -24,7 +24,7 @@ FAULTS = $(addprefix tests/, core/test_model.py control/test_yaml_file.py contro
     $(addprefix e2e/, test_big_bodies.py test_cardinality.py test_dns.py test_history.py test_isthmus.py test_kills.py test_log_lines.py test_map_file.py \
         test_replacement.py test_redis_outage.py test_redis_records.py test_redis_regions.py test_retry_storm.py \
         test_breakers.py test_partition.py \
-        test_secrets.py test_ssrf.py \
+        test_secrets.py test_shedding.py test_ssrf.py \
         test_stalled_log.py test_three_regions.py test_throttle.py test_tokens.py))
 
 .PHONY: demo test check faults simulate bench build clean install

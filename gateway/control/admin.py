@@ -20,7 +20,14 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.control import admin_answers as answers
-from gateway.control import shown, shown_breakers, shown_replication, shown_switches, shown_throttles
+from gateway.control import (
+    shown,
+    shown_breakers,
+    shown_replication,
+    shown_shedding,
+    shown_switches,
+    shown_throttles,
+)
 from gateway.control.admin_access import Caller, Claim, Failures, Refusal, judge
 from gateway.control.admin_audit import AuditLog, Entry
 from gateway.control.admin_openapi import REASON_CHARS_MAX, Change, Parameter, Route, document
@@ -307,6 +314,10 @@ async def throttles(request: web.Request) -> web.Response:
     return answer(shown_throttles.throttles(facts_of(request)))
 
 
+async def shedding(request: web.Request) -> web.Response:
+    return answer(await asyncio.to_thread(shown_shedding.shedding, facts_of(request)))
+
+
 async def breakers(request: web.Request) -> web.Response:
     return answer(shown_breakers.breakers(facts_of(request), asyncio.get_running_loop().time()))
 
@@ -482,6 +493,7 @@ ROUTES: Final = (
     Route("/api/v1/explain", "What would happen to a request, and why.", answers.Explained, explanation,
           parameters=_REQUEST, refusals=_BAD | _NO_MAP),
     Route("/api/v1/config", "The configuration that runs.", answers.Config, config),
+    Route("/api/v1/shedding", "Limits of requests in hand, and what was refused.", answers.Shedding, shedding),
     Route("/api/v1/throttles", "Limits that refuse, or are about to.", answers.Throttles, throttles),
     Route("/api/v1/breakers", "Breakers: every cluster's, and tenants' that are not closed.", answers.Breakers,
           breakers),

@@ -459,6 +459,35 @@ class Throttles(msgspec.Struct, frozen=True, kw_only=True):
     hot: list[HotLimit]
 
 
+class Concurrency(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker's limit of requests in hand for one cluster, by its latency of now and what that is unqueued."""
+
+    cluster: str
+    worker: int
+    limit: int
+    in_hand: int
+    latency_ms: float
+    unqueued_ms: float
+
+
+class Shed(msgspec.Struct, frozen=True, kw_only=True, rename={"priority": "class"}):
+    """Requests refused since the counters began; with `shadow` those that would have been."""
+
+    priority: str
+    reason: str
+    requests: int
+    shadow: bool
+
+
+class Shedding(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether load is shed, by which limits, and what was."""
+
+    on: bool
+    shadow: bool
+    clusters: list[Concurrency]
+    shed: list[Shed]
+
+
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """A change that the supervisor was asked for: `status` shows how it goes. `workers` are those of that moment."""
 
