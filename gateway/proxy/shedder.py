@@ -190,7 +190,7 @@ class Shedder:
         rank = priority.over if over else priority.over + 1
         if in_hand >= limiter.ceilings[rank]:
             limiter.refused += 1
-            alone = over and in_hand < limiter.ceilings[rank + 1]
+            alone = over and in_hand < limiter.ceilings[rank + 1] and len(tenants) > 1
             self._refuse(exchange, priority, SHARE if alone else LIMIT, limiter.waiting + limiter.refused, limiter.rate)
         exchange.counted_by = limiter
         if exchange.request.length and not exchange.whole:
