@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.core.following import SENDS_MAX, Unconnected
 from gateway.core.retry import AT_ONCE, FREE, Failure, NotRetried, pause_s, why_not
-from gateway.core.routing import reads
+from gateway.core.routing import covers, reads
 from gateway.proxy import deadlines, forwarding, hops
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gateway.proxy.relay import Relay
     from gateway.proxy.upstream import Upstream
 
+_SPARED: Final = frozenset((NotRetried.ATTEMPTS, NotRetried.BUDGET, NotRetried.BREAKER))
+"""An application that is not asked again, for its own sake: another region may be."""
 _DIED: Final = frozenset((Failure.STALE, Failure.RESET))
 LEFT_S: Final = 0.01
 """A try with less time than this before its deadline is a burden and no chance."""
@@ -37,16 +39,20 @@ def retry(relay: Relay, failure: Failure, cluster: ClusterPool, endpoint: str) -
     pause, reason = _judge(relay, failure, cluster, now)
     if reason is not None:
         relay.worker.meters.not_retried(cluster.name, reason)
-        return reason is NotRetried.BUDGET and failure in _DIED and _elsewhere(relay, cluster)
+        return reason in _SPARED and failure in _DIED and _elsewhere(relay, cluster)
     _again(relay, failure, cluster, endpoint, pause)
     return True
 
 
 def _elsewhere(relay: Relay, cluster: ClusterPool) -> bool:
-    """An application that dies under load takes more requests with it than a budget pays for. Those that only read go
-    on to a standby, where they are covered: that is no try more for this application. Whether this one is done with."""
+    """An application that dies under load takes more requests with it than a budget pays for, or a breaker lets pass,
+    and some of them twice. Those that only read go on to a standby, where they are covered: that is no try more for
+    this application. Whether this request is done with."""
     exchange = relay.exchange
     if cluster.config.region is not None or relay.body is None or not reads(exchange.request):
+        return False
+    record = exchange.placement if exchange.hop is None else exchange.hop
+    if record is None or not record.standby or not covers(record.failover, exchange.request):
         return False
     relay.let_go()
     if exchange.hop is not None:

@@ -39,9 +39,9 @@ WHY = ("--reason", "a test")
 
 
 @contextlib.asynccontextmanager
-async def mortals(folder: Path, workers: int) -> AsyncIterator[tuple[Fleet, Mortal]]:
+async def mortals(folder: Path, workers: int, after_s: float = 0.0) -> AsyncIterator[tuple[Fleet, Mortal]]:
     """Three regions; umbrella lives in us-east-1, whose application can be killed, and eu-west-1 stands by."""
-    async with Mortal(US) as us, Mortal(EU) as eu, Mortal(AP) as ap:
+    async with Mortal(US, after_s) as us, Mortal(EU) as eu, Mortal(AP) as ap:
         made = Fleet(folder, REGIONS)
         for gateway in made.gateways.values():
             gateway.workers = workers
@@ -61,11 +61,18 @@ async def decided(gateway: Gateway, able: bool) -> bool:
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("rate", [200, pytest.param(1000, marks=pytest.mark.faults)])
-async def test_a_killed_application_costs_no_get_and_few_others(tmp_path: Path, rate: int) -> None:
-    async with mortals(tmp_path, 2) as (regions, application):
+@pytest.mark.parametrize(
+    ("rate", "after_s"),
+    [
+        (200, 0.0),
+        pytest.param(1000, 0.0, marks=pytest.mark.faults),
+        pytest.param(500, 0.05, marks=pytest.mark.faults),  # with some thirty requests in hand
+    ],
+)
+async def test_a_killed_application_costs_no_get_and_few_others(tmp_path: Path, rate: int, after_s: float) -> None:
+    async with mortals(tmp_path, 2, after_s) as (regions, application):
         targets = [
-            Target(regions[US].http, "umbrella.demo.test", US, rate, 20),
+            Target(regions[US].http, "umbrella.demo.test", US, rate, 50),
             Target(regions[AP].http, "umbrella.demo.test", US, rate / 5, 10),
         ]
         async with LoadProcess(targets) as load:

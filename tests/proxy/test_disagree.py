@@ -572,3 +572,28 @@ async def test_a_peer_that_never_says_100_is_waited_for_as_long_as_for_an_answer
         assert reply.status == 504
         assert head.is_set()
     server.close()
+
+
+@pytest.mark.parametrize("covered", [True, False])
+@pytest.mark.parametrize("entry", [EU, US])
+async def test_a_read_of_an_application_that_dies_again_and_again_goes_to_a_standby(
+    tmp_path: Path, entry: str, covered: bool
+):
+    """As it does while it dies: a new connection is still accepted, and reset. Where nobody stands by, it is 502."""
+    record = acme(EU, 7, AP) if covered else acme(EU, 7)
+    async with three_regions(tmp_path, dict.fromkeys(REGIONS, (record,))) as three:
+
+        async def dies(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+            return False
+
+        three.apps[EU].answer = dies
+        reply = await once(three.planes[entry].port, GET)
+        if covered:
+            assert reply.status == 200
+            assert received(three) == {EU: 2, AP: 1}
+        else:
+            assert reply.status == 502
+            assert b"upstream_reset" in reply.body
+            assert received(three) == {EU: 2}
+        posted = await once(three.planes[entry].port, post(3) + b"abc")
+        assert posted.status == 502, "what may have been carried out is sent to nobody else"

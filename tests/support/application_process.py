@@ -1,8 +1,8 @@
 """An application as a process of its own, with a long queue: whatever a test measures, this is not what is slow.
 
-`python -m tests.support.application_process REGION[:PORT]...` prints its ports, one for each region that it plays, and
-answers until its standard input ends. Each answer says who it is, and what the gateway told it of the tenant: fields
-`X-Region`, `X-Epoch` and `X-Home`, and as JSON also `tenant` and `hops`.
+`python -m tests.support.application_process REGION[:PORT[:SECONDS]]...` prints its ports, one for each region that it
+plays, and answers, each request after so many seconds, until its standard input ends. Each answer says who it is, and
+what the gateway told it of the tenant: fields `X-Region`, `X-Epoch` and `X-Home`, and as JSON also `tenant` and `hops`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ async def application_process(*regions: str) -> AsyncIterator[dict[str, int]]:
 class _Connection(asyncio.Protocol):
     """Requests one after the other, without a body or with a Content-Length."""
 
-    def __init__(self, region: str) -> None:
+    def __init__(self, region: str, after_s: float) -> None:
         self.region = region
+        self.after_s = after_s
         self.data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -62,7 +63,10 @@ class _Connection(asyncio.Protocol):
                 return
             is_head = self.data.startswith(b"HEAD ")
             self.data = self.data[whole:]
-            self.transport.write(self.answer(fields, is_head))
+            if self.after_s:
+                asyncio.get_running_loop().call_later(self.after_s, self.transport.write, self.answer(fields, is_head))
+            else:
+                self.transport.write(self.answer(fields, is_head))
 
     def answer(self, fields: dict[bytes, bytes], is_head: bool) -> bytes:
         tenant, epoch, home, hops = (fields.get(name, b"").decode() for name in TOLD)
@@ -74,12 +78,11 @@ class _Connection(asyncio.Protocol):
 
 async def _main(*places: str) -> None:
     loop, enough = asyncio.get_running_loop(), asyncio.Event()
-    regions = [place.partition(":")[0] for place in places]
-    ports = [int(place.partition(":")[2] or 0) for place in places]
-    socks = [socket.create_server(("127.0.0.1", port), backlog=QUEUE_MAX) for port in ports]
+    known = [(*place.split(":"), "", "")[:3] for place in places]
+    socks = [socket.create_server(("127.0.0.1", int(port or 0)), backlog=QUEUE_MAX) for _, port, _ in known]
     servers = [
-        await loop.create_server(partial(_Connection, region), sock=sock, backlog=QUEUE_MAX)
-        for region, sock in zip(regions, socks, strict=True)
+        await loop.create_server(partial(_Connection, region, float(after_s or 0)), sock=sock, backlog=QUEUE_MAX)
+        for (region, _, after_s), sock in zip(known, socks, strict=True)
     ]
     print(*(sock.getsockname()[1] for sock in socks), flush=True)
     loop.add_reader(sys.stdin.fileno(), enough.set)

@@ -9,10 +9,12 @@ from tests.support.processes import alive
 
 
 class Mortal:
-    """`async with Mortal("us-east-1") as app:` runs it at `app.port`; see `application_process` for its answers."""
+    """`async with Mortal("us-east-1") as app:` runs it at `app.port`; see `application_process` for its answers, each
+    of which takes `after_s`."""
 
-    def __init__(self, region: str) -> None:
+    def __init__(self, region: str, after_s: float = 0.0) -> None:
         self.region = region
+        self.after_s = after_s
         self.port = 0
         self._process: asyncio.subprocess.Process | None = None
 
@@ -28,7 +30,12 @@ class Mortal:
         """Returns once it listens."""
         assert self._process is None
         pipe = asyncio.subprocess.PIPE
-        module = (sys.executable, "-m", "tests.support.application_process", f"{self.region}:{self.port}")
+        module = (
+            sys.executable,
+            "-m",
+            "tests.support.application_process",
+            f"{self.region}:{self.port}:{self.after_s}",
+        )
         self._process = await asyncio.create_subprocess_exec(*module, stdin=pipe, stdout=pipe)
         assert self._process.stdout is not None
         self.port = int(await self._process.stdout.readline())
