@@ -303,10 +303,15 @@ class Limiter:
             self._hot_clients[key] = bucket
         return bucket
 
-    def _cool_clients(self, now: float) -> None:
-        """Clients that nobody gave another share, and that were not refused lately, go back into the arrays."""
+    def _cool_clients(self) -> None:
+        """Clients that nobody gave another share, and that asked for nothing lately, go back into the arrays."""
+        touched = set(map(id, self._touched))
         for key, bucket in tuple(self._hot_clients.items()):
-            if not (bucket.is_hot or bucket.inflight or bucket.offered or bucket.key in self._shares):
+            if bucket.inflight or id(bucket) in touched or bucket.key in self._shares:
+                continue
+            if bucket.is_hot:
+                bucket.is_hot = False  # once more: control may be about to give it another share
+            else:
                 del self._hot_clients[key]
                 if self._clients is not None and bucket.interval:
                     self._clients.put(key, bucket.zero)
@@ -351,9 +356,9 @@ class Limiter:
             self._drift(now)
         rows = list(self._rows(now - self._reported))
         self._reported = now
-        self._touched.clear()
         if self._hot_clients:
-            self._cool_clients(now)
+            self._cool_clients()
+        self._touched.clear()
         if self._says_all:
             self._says_all = False
             named = {row.key for row in rows}

@@ -6,6 +6,8 @@ import asyncio
 import ipaddress
 import json
 import resource
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -244,6 +246,23 @@ async def test_without_control_shares_drift_to_equal_ones(tmp_path: Path):
         for silent_s, share in ((29.0, 0.9), (45.0, 0.5125), (61.0, 0.125)):
             own.report(now + silent_s)
             assert own._share("t:acme", Bucket("t:acme", ONE, 1.0, 1.0, 0.0).scope) == pytest.approx(share)
+
+
+async def test_a_client_that_is_quiet_again_goes_back_to_the_many(tmp_path: Path):
+    async with plane(tmp_path, Throttle(client=ONE)) as (made, _):
+        own = made.worker.limiter
+        assert await statuses(made.port, GET, GET) == [200, 429]
+        assert list(own._hot_clients) == ["127.0.0.1"]
+        for n in range(1, 5):
+            own.report(made.worker.now() + n)
+        assert own._hot_clients == {}
+        assert await statuses(made.port, GET) == [429], "and its tokens with it"
+
+
+def test_no_request_can_ask_redis():
+    """A worker's program knows of no Redis: what is on a request's way cannot wait for one."""
+    code = "import gateway.proxy.main, sys; sys.exit(any(name.partition('.')[0] == 'redis' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_million_clients_in_a_stated_size():
