@@ -101,9 +101,11 @@ def _judge(relay: Relay, failure: Failure, cluster: ClusterPool, now: float) -> 
 
 
 def keyed(relay: Relay) -> bool:
-    """Whether the application tells a repetition of this request by its key."""
-    values = relay.exchange.request.values(b"idempotency-key")
-    return len(values) == 1 and bool(values[0])
+    """Whether the application tells a repetition of this request by its key: one that does go out, and that neither
+    `Connection` nor a filter has taken away."""
+    fields = (line.partition(b":") for line in relay.exchange.request.kept)
+    keys = [value.strip(b" \t") for name, _, value in fields if name.lower() == b"idempotency-key"]
+    return len(keys) == 1 and bool(keys[0])
 
 
 def _go_on(relay: Relay, cluster: ClusterPool, fresh: bool) -> None:

@@ -100,7 +100,6 @@ _REQUEST_NAMES: Final[dict[bytes, int]] = {
     b"prefer": Seen.TIMEOUT,
     b"grpc-timeout": Seen.TIMEOUT,
     b"connect-timeout-ms": Seen.TIMEOUT,
-    b"idempotency-key": Seen.READ,
 }
 _RESPONSE_NAMES: Final[dict[bytes, int]] = {
     b"content-length": Seen.LENGTH,
