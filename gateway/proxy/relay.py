@@ -209,8 +209,8 @@ class Relay:
             self.up = None
         refusal = None if region is None else hops.read_refusal(response, exchange)
         watch = up.pool.cluster.watch
-        if watch is not None:  # a peer that refuses has answered: what it says is no failure of its own
-            ok = response.status < 500 or refusal is not None
+        if watch is not None:  # a peer that answers is well: what it says of its application is no failure of its own
+            ok = response.status < 500 or region is not None
             watch.note(up.pool, exchange.tenant, ok, now - self.sent_at, now)
         if region is not None:
             worker.meters.hop(region, "served" if refusal is None else refusal.outcome)
