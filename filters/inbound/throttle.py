@@ -22,6 +22,8 @@ class ThrottleFilter:
         placement = exchange.placement
         if exchange.view.throttle is None and (placement is None or placement.limits is None):
             return None
+        if exchange.charged:
+            return None
         refusal = exchange.services.limiter.admit(exchange)
         if refusal is None:
             return None

@@ -142,7 +142,8 @@ class Exchange:
     used up of the time to answer, `timeout_s` how long the client says that it waits (0: it does not say). `endpoint`
     names the endpoint filter that answers; `flag` is set when the gateway itself did, `retry_after_s` where it knows
     better than the flag when to come back. `refusal` is a limit's, `limited` the one to tell the client of, `held`
-    is released when the exchange is over. `priority` is the class that a hop carries where load is shed; `counted_by`
+    is released when the exchange is over; `charged`: limits were, before it was parked.
+    `priority` is the class that a hop carries where load is shed; `counted_by`
     who counts it while the application has it, since `in_hand_since` where that is not `started` (below 0: it has not
     the whole of it yet); `whole` once a body has come to its end. What is not known yet is a class attribute: making
     one costs nine stores, not thirty, and further ones would cost more: CPython keeps up to 30 names for all of them.
@@ -179,6 +180,7 @@ class Exchange:
     refusal: Refusal | None = None
     limited: Bucket | None = None
     held: tuple[Held, ...] | None = None
+    charged = False
     bytes_in = 0
     bytes_out = 0
 

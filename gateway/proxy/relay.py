@@ -50,6 +50,8 @@ class Relay:
     task: asyncio.Task[None] | None = None
     deadline = 0.0
     connects_by = 0.0
+    cookie = b""
+    sticky_key = b""
     sent_at = 0.0
     asked_at = 0.0
     received_at = 0.0
@@ -232,6 +234,8 @@ class Relay:
             self.refuse("internal_error", "")
             return
         lines = [response.start, *response.kept, *response.added]
+        if self.cookie:
+            lines.append(self.cookie)
         if response.length < 0:
             self._frame(request, response, lines)
         if not (request.keep_alive and down.keep_alive) or worker.leaving:
@@ -398,6 +402,7 @@ class Relay:
         if self.parked:
             self.parked = False
             self.exchange.forwarded.clear()
+            self.exchange.charged = True
             self.run()
         elif self.connecting is not None:
             self.timed_out = True

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from gateway.bus.messages import Demands, Hello
 from gateway.bus.server import BusPeer
@@ -114,8 +114,11 @@ class ShareKeeper:
     def _totals(self, reports: dict[str, Report], now: float) -> dict[str, float]:
         """What is hot, with this gateway's part of it; what has not been asked for in a while is cold again."""
         for key, report in reports.items():
-            if report.demand >= DEMAND_MIN or key not in self._hot_at:
+            if report.demand >= DEMAND_MIN:
                 self._hot_at[key] = now
+        for key in self.split.adopted:
+            self._hot_at.setdefault(key, now)
+        self.split.adopted.clear()
         silent_s = 0.0 if self.asked_at is None else now - self.asked_at
         for key in [key for key, at in self._hot_at.items() if now - at > HOT_S]:
             del self._hot_at[key]
@@ -134,8 +137,7 @@ class ShareKeeper:
         totals = self._totals(self.split.reports(), now)
         floor = FLOOR / (self.gateways * max(1, len(self.split.members)))
         for peer, message in list(self.split.divide(totals, self._equal(), floor, now)):
-            assert isinstance(peer, BusPeer), "only those who said Hello are members"
-            peer.send(message)
+            cast(BusPeer, peer).send(message)
 
     async def run(self) -> None:
         while True:

@@ -73,11 +73,13 @@ class Member:
 
 
 class Split:
-    """`refused` counts requests by key, for as long as it is hot."""
+    """`refused` counts requests by key, for as long as it is hot. `adopted` are keys that an earlier control shared
+    out: whoever reads them takes them."""
 
     def __init__(self) -> None:
         self.members: dict[Hashable, Member] = {}
         self.refused: dict[str, int] = {}
+        self.adopted: set[str] = set()
         self._seq = 0
 
     def come(self, who: Hashable, base: float, own: float, now: float) -> None:
@@ -99,6 +101,7 @@ class Split:
         for row in message.keys:
             if row.key not in member.shares:
                 member.shares[row.key] = Share(row.share, row.share)
+                self.adopted.add(row.key)
             if row.refused:
                 self.refused[row.key] = self.refused.get(row.key, 0) + row.refused
 
