@@ -277,3 +277,42 @@ async def test_odd_parameters_are_answered_and_fail_nothing(control: ControlProc
         ):
             async with control.client.get(URL(path, encoded=True)) as response:
                 assert response.status in (200, 400, 404), (path, await response.text())
+
+
+# --- region-wide switches
+
+SWITCH = "/api/v1/switches/"
+
+
+async def test_a_switch_is_set_by_an_operator_and_shown_to_everybody(control: ControlProcess) -> None:
+    await control.logged("tenants applied")
+
+    async def put(name: str, status: int, **body: object) -> Any:
+        return (await control.post(SWITCH + name, status, json.dumps(body).encode(), **bearer(OPERATOR)))[0]
+
+    await control.post(SWITCH + "drain", 401, b'{"value": "on", "reason": "x"}')
+    await control.post(SWITCH + "drain", 403, b'{"value": "on", "reason": "x"}', **bearer(VIEWER))
+    await put("drain", 400, value="on")
+    assert "expected on or nothing" in (await put("drain", 400, value="sideways", reason="x"))["detail"]
+    assert "failover-mode, max-traffic, drain" in (await put("turbo", 400, value="on", reason="x"))["detail"]
+    assert "no duration" in (await put("drain", 400, value="on", reason="x", **{"for": "soon"}))["detail"]
+    await put("drain", 400, value="on", reason="x", forse=True)
+    refused = await put("drain", 409, value="on", reason="x")
+    assert refused["detail"].startswith("1 tenant has no other region")
+    assert "acme" in refused["detail"]
+    done = await put("drain", 200, value="on", reason="new kernel", force=True, **{"for": "30m"})
+    (row,) = [row for row in done["switches"] if row["switch"] == "drain"]
+    assert (row["value"], row["by"], row["why"]) == ("on", "alice", "new kernel")
+    assert 1790 < row["ends_in_s"] <= 1800
+    assert (done["everywhere"], done["shares"]) == (None, {"app": 0.0})
+    assert [row["switch"] for row in (await control.get("/api/v1/status"))["switches"]] == ["drain"]
+    await put("max-traffic", 200, value=250, reason="x")
+    await put("failover-mode", 200, value="standby", reason="x")
+    shown = {row["switch"]: row["value"] for row in (await control.get("/api/v1/switches"))["switches"]}
+    assert shown == {"drain": "on", "max-traffic": "250", "failover-mode": "standby"}
+    for name, off in (("drain", "off"), ("max-traffic", "none"), ("failover-mode", "off")):
+        await put(name, 200, value=off, reason="over")
+    assert (await control.get("/api/v1/status"))["switches"] == []
+    entries = [json.loads(line) for line in (control.folder / "state" / "audit.log").read_text().splitlines()]
+    assert [entry["outcome"] for entry in entries][-3:] == ["200 OK"] * 3
+    assert {entry["path"] for entry in entries} >= {SWITCH + "drain", SWITCH + "max-traffic"}

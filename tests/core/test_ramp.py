@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.ramp import RETURN_S, SHARE_FIRST, STEPS, place, share
@@ -13,6 +13,7 @@ from gateway.core.ramp import RETURN_S, SHARE_FIRST, STEPS, place, share
 NAMES = st.text(max_size=40)
 
 
+@settings(deadline=None)
 @given(NAMES, NAMES)
 def test_a_place_is_a_place(tenant: str, client: str) -> None:
     assert 0.0 <= place(tenant, client) < 1.0
@@ -52,6 +53,7 @@ def test_a_share_grows_from_the_first_clients_to_all() -> None:
     assert share(1e9) == 1.0
 
 
+@settings(deadline=None)
 @given(NAMES, NAMES, st.lists(st.floats(0, 2 * RETURN_S), max_size=20))
 def test_each_client_moves_once(tenant: str, client: str, times: list[float]) -> None:
     at = place(tenant, client)

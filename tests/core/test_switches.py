@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.draining import is_stranded
@@ -62,6 +62,7 @@ SWITCHES = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(SWITCHES, SWITCHES, SWITCHES)
 def test_whatever_the_order_all_come_to_the_same(
     one: dict[str, Switch], two: dict[str, Switch], three: dict[str, Switch]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.traffic import HOLDS_MIN, HOLDS_S, Traffic
@@ -38,6 +38,7 @@ def test_those_at_home_come_first(own: float, over: float, expected: tuple[float
     assert taken(100.0, own, over) == pytest.approx(expected, abs=2.5)
 
 
+@settings(deadline=None)
 @given(
     st.floats(0.1, 1000.0),
     st.lists(st.tuples(st.floats(0.0, 0.5), st.booleans()), min_size=1, max_size=200),
