@@ -342,16 +342,20 @@ def _from_query(resolver: QueryResolver, request: RequestFacts) -> Resolved | No
     return None if tenant is None else Resolved(tenant, Source.QUERY, describe(resolver))
 
 
-def _from_cookie(resolver: CookieResolver, request: RequestFacts) -> Resolved | None:
+def cookie_values(request: RequestFacts, wanted: bytes) -> list[bytes]:
     """cookie-pairs over all Cookie fields (RFC 6265, 4.2.1 and 5.4); quotes around a value are not part of it."""
     values = []
     for field in request.values(b"cookie"):
         for pair in field.split(b";"):
             name, equals, value = pair.partition(b"=")
-            if equals and name.strip(b" \t") == resolver.name:
+            if equals and name.strip(b" \t") == wanted:
                 value = value.strip(b" \t")
                 values.append(value[1:-1] if len(value) > 1 and value[:1] == b'"' == value[-1:] else value)
-    tenant = _agreed(values, "cookie", resolver.name)
+    return values
+
+
+def _from_cookie(resolver: CookieResolver, request: RequestFacts) -> Resolved | None:
+    tenant = _agreed(cookie_values(request, resolver.name), "cookie", resolver.name)
     return None if tenant is None else Resolved(tenant, Source.COOKIE, describe(resolver))
 
 

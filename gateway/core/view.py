@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Final
 
 from gateway.core.addresses import AddressList
+from gateway.core.balancing import PLAIN, Balance
 from gateway.core.breaker import BreakerRule
 from gateway.core.limits import Throttle
 from gateway.core.outliers import OutlierRule
@@ -129,6 +130,8 @@ class Cluster:
     share: float = 1.0
     breaker: BreakerRule | None = None
     outliers: OutlierRule | None = None
+    balance: Balance = PLAIN
+    slow_start: float = 0.0
 
     @property
     def usable(self) -> tuple[Endpoint, ...]:

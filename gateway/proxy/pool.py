@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from gateway.core.balancing import least_request
+from gateway.core.balancing import Balancer, Ring, Turns, eased, least_request
 from gateway.core.errors import GatewayError
 from gateway.core.retry_budget import Budget
 from gateway.core.view import Cluster, Endpoint
-from gateway.proxy import deadlines, forwarding
+from gateway.proxy import deadlines, forwarding, keys
 from gateway.proxy.upstream import Upstream
 from gateway.proxy.watch import Watch
 
@@ -35,7 +35,7 @@ LOCAL_DOWN_S: Final = 2.0
 class EndpointPool:
     """One endpoint's connections in this worker. `busy` counts requests in hand, connects included."""
 
-    __slots__ = ("busy", "cluster", "down_until", "endpoint", "failures", "gone", "idle", "size")
+    __slots__ = ("busy", "cluster", "down_until", "endpoint", "failures", "gone", "idle", "size", "warm_from")
 
     def __init__(self, cluster: ClusterPool, endpoint: Endpoint) -> None:
         self.cluster = cluster
@@ -46,6 +46,8 @@ class EndpointPool:
         self.failures = 0
         self.down_until = 0.0
         self.gone = False
+        self.warm_from = 0.0
+        """Since when it is eased in (monotonic seconds); 0: it is not."""
 
     def __repr__(self) -> str:
         return f"<{self.cluster.name} {self.endpoint.key}: {self.busy} busy, {len(self.idle)} idle>"
@@ -101,6 +103,9 @@ class ClusterPool:
         self.usable: tuple[EndpointPool, ...] = ()
         self.spare: tuple[EndpointPool, ...] = ()
         self.weighted = False
+        self.easing = False
+        self.turns = Turns()
+        self.ring: Ring | None = None
         self.size = 0
         self.waiting: deque[Relay] = deque()
         self.budget = Budget(config.retry.budget)
@@ -116,12 +121,18 @@ class ClusterPool:
             self.watch = self.watch or Watch(self)
             self.watch.use(config)
         kept: dict[str, EndpointPool] = {}
+        now, is_start, back = self.worker.now(), not self.endpoints, []
         for endpoint in config.endpoints:
-            pool = self.endpoints.pop(endpoint.key, None) or EndpointPool(self, endpoint)
+            pool = self.endpoints.pop(endpoint.key, None)
+            if pool is None:
+                pool = EndpointPool(self, endpoint)
+                if not is_start:
+                    back.append(endpoint.key)
             if endpoint.up and not pool.endpoint.up:  # control says that it is back: forget our own count
                 pool.failures, pool.down_until = 0, 0.0
+                back.append(endpoint.key)
                 if self.watch is not None:
-                    self.watch.heal(self.worker.now())
+                    self.watch.heal(now)
             if config.region is not None and pool.endpoint.up and not (endpoint.up or endpoint.draining):
                 pool.give_up()
             pool.endpoint = endpoint
@@ -129,7 +140,11 @@ class ClusterPool:
         gone = self.endpoints
         self.endpoints = kept
         usable = config.usable
-        self.refresh(())
+        if config.balance.balancer is not Balancer.HASH:
+            self.ring = None
+        elif self.ring is None or self.ring.weights != {e.key: e.weight for e in config.endpoints}:
+            self.ring = Ring({e.key: e.weight for e in config.endpoints})
+        self.refresh(back)
         first = usable[0].priority if usable else 0
         later = [e for e in config.endpoints if e.up and not e.draining and e.priority != first]
         self.spare = tuple(kept[e.key] for e in sorted(later, key=lambda e: e.priority))
@@ -138,7 +153,12 @@ class ClusterPool:
 
     def refresh(self, back: Sequence[str]) -> None:
         """Work out who may get requests: those that are up, but for whom an outlier's rule leaves out. `back`: these
-        were left out until now."""
+        got none until now."""
+        if self.config.slow_start:
+            for key in back:
+                if (pool := self.endpoints.get(key)) is not None:
+                    pool.warm_from = self.worker.now()
+            self.easing = any(pool.warm_from for pool in self.endpoints.values())
         usable = self.config.usable
         outliers = None if self.watch is None else self.watch.outliers
         if outliers is not None and outliers.out:
@@ -197,8 +217,45 @@ class ClusterPool:
                 raise GatewayError("region_unreachable", f"no gateway of {self.config.region} can be reached")
             raise GatewayError("cluster_unavailable", f"no endpoint of cluster {self.name} is usable")
         ready = fresh or ready
-        weights = [pool.endpoint.weight for pool in ready] if self.weighted else ()
+        return self._of(ready, relay, now)
+
+    def _of(self, ready: list[EndpointPool], relay: Relay, now: float) -> EndpointPool:
+        """The endpoint that the cluster's balancer says."""
+        balancer = self.config.balance.balancer
+        if balancer is Balancer.HASH:
+            key = keys.of(relay, self.config.balance)
+            if key is not None and (found := self._hashed(key, ready)) is not None:
+                return found
+        weights: Sequence[int] = ()
+        if self.easing:
+            weights = self._eased(ready, now, balancer is Balancer.ROUND_ROBIN)
+        elif self.weighted and balancer is not Balancer.ROUND_ROBIN:
+            weights = [pool.endpoint.weight for pool in ready]
+        if balancer is Balancer.ROUND_ROBIN or balancer is Balancer.WEIGHTED:
+            return ready[self.turns.next([pool.endpoint.key for pool in ready], weights)]
         return ready[least_request([pool.busy for pool in ready], random.random, weights)]
+
+    def _hashed(self, key: bytes, ready: list[EndpointPool]) -> EndpointPool | None:
+        """Where this key belongs, of those that are ready."""
+        if self.ring is None:
+            return None
+        loads = {pool.endpoint.key: pool.busy for pool in ready}
+        owner = self.ring.find(key, loads, loads)
+        return None if owner is None else self.endpoints[owner]
+
+    def _eased(self, ready: list[EndpointPool], now: float, equal: bool) -> list[int]:
+        """Weights in hundredths, of endpoints some of which came back a moment ago."""
+        whole_s = self.config.slow_start
+        for pool in self.endpoints.values():
+            if now - pool.warm_from >= whole_s:
+                pool.warm_from = 0.0
+        self.easing = any(pool.warm_from for pool in self.endpoints.values())
+        if not self.easing:
+            self.turns = Turns()  # what is owed was counted in hundredths
+        return [
+            eased(1 if equal else pool.endpoint.weight, now - pool.warm_from if pool.warm_from else whole_s, whole_s)
+            for pool in ready
+        ]
 
     def _choose_later(self, relay: Relay, now: float) -> list[EndpointPool]:
         """The first of the later priorities that has an endpoint which neither this request nor this worker gave up."""

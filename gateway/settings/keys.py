@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from gateway.core.balancing import Balancer, HashBy
 from gateway.core.placement import REGION_NAME, Misroute
 from gateway.core.view import REGION_CLUSTER
 from gateway.settings import identity, shedding, templates, throttling
@@ -26,6 +27,7 @@ from gateway.settings.scalars import (
     ENDPOINT,
     FILTER,
     GATEWAY,
+    HASH_NAME,
     HOP_KEY,
     LISTENER,
     NAME_SERVER,
@@ -36,6 +38,7 @@ from gateway.settings.scalars import (
     PUBLIC,
     REDIS_URL,
     REGION,
+    STICKY,
     TOKEN,
     WORKERS,
     duration,
@@ -55,6 +58,7 @@ from gateway.settings.schema import (
     ClusterTimeoutSettings,
     DnsSettings,
     DrainSettings,
+    HashSettings,
     HealthSettings,
     LimitSettings,
     Listen,
@@ -129,11 +133,6 @@ class ResolverKind:
 
     def stand_in(self) -> object:
         return BAD
-
-
-def _cluster(**values: Any) -> ClusterSettings:
-    values.pop("balance", None)
-    return ClusterSettings(**values)
 
 
 CLUSTER_TIMEOUTS: Final = {
@@ -211,6 +210,15 @@ _BREAKER: Final = {
     "probe_interval": Key(duration(0.05, 3600), "At most one of them in so long, in each worker.", "1s"),
     "ramp": Key(duration(0, 3600), "From the last of them until all requests pass again, in growing share.", "3s"),
 }
+_HASH: Final = {
+    "by": Key(Choice({by.value: by for by in HashBy}), "The tenant, a field of the request, or a cookie.", "tenant"),
+    "name": Key(HASH_NAME, "Of that field or cookie. A request without it goes to whoever has least in hand."),
+    "sticky": Key(
+        OrNone(STICKY),
+        "With `by: cookie`: give clients that have none one for so long, or for the browser's `session`.",
+        "none",
+    ),
+}
 _OUTLIERS: Final = {
     "connect_failures": Key(
         whole(1, 1000), "Connects in a row that fail in a worker: then the endpoint is down for the gateway.", "3"
@@ -257,19 +265,25 @@ def _shared_keys(
 
 
 APP_CLUSTER: Final = Record(
-    _cluster,
+    ClusterSettings,
     {
         "endpoints": Key(
             Items(ENDPOINT, distinct=True),
             "Where the application listens. `dns://host:port`: every address of a name is an endpoint; `srv://_http._tcp"
             ".name`: every target of its SRV records. Both follow TTLs ([how](operations.md#names)). An empty list: "
-            "this region cannot serve this cluster.",
+            "this region cannot serve this cluster. `10.1.0.4:9000 weight=3` gets three times as much as others.",
             required=True,
         ),
         "balance": Key(
-            Choice({"least_request": "least_request"}, later=("round_robin", "weighted", "hash")),
-            "How an endpoint is chosen.",
+            Choice({balancer.value: balancer for balancer in Balancer}),
+            "How an endpoint is chosen: of two the one with less in hand, each in turn, in turn by weight, by `hash`.",
             "least_request",
+        ),
+        "hash": Key(Record(HashSettings, _HASH), "What keeps requests at one endpoint, with `balance: hash`."),
+        "slow_start": Key(
+            OrNone(duration(0.1, 3600)),
+            "How long an endpoint that is new, up again or no longer left out gets less than its share.",
+            "none",
         ),
         "health": Key(OrNone(HEALTH), "Active checks by control.", "none"),
         **_shared_keys(lambda make: make, {**_BREAKER, **_FALLBACK}, _RETRIES),

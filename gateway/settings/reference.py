@@ -106,8 +106,7 @@ case. A host that two tenants claim, or that a host template gives to another te
 NOT_YET_TEXT: Final = """
 ## Not supported yet
 
-Refused by name, never ignored: {keys};
-`clusters.<cluster>.balance` other than `least_request`. {empty} have to be empty.
+Refused by name, never ignored: {keys}.
 """
 
 
@@ -167,8 +166,7 @@ def _type(kind: Kind) -> str:
 def reference() -> str:
     """The text of `docs/configuration.md`."""
     later = [d for root in (keys.ROOT, tenants.ROOT) for d in every_key(root) if is_later(d.key)]
-    refused = [f"`{d.path}`" for d in later if isinstance(d.key.kind, Later) and not d.key.kind.empty_is_fine]
-    empty = [f"`{d.path}`" for d in later if f"`{d.path}`" not in refused]
+    refused = [f"`{d.path}`" for d in later]
     parts = [
         INTRODUCTION,
         GATEWAY,
@@ -181,7 +179,7 @@ def reference() -> str:
         "| key | type | default | what it does |",
         "|---|---|---|---|",
         *_rows(tenants.ROOT, tenants_file=True),
-        NOT_YET_TEXT.format(keys=", ".join(refused), empty=", ".join(empty)).rstrip(),
+        *([NOT_YET_TEXT.format(keys=", ".join(refused)).rstrip()] if refused else []),
         "",
     ]
     return "\n".join(parts)

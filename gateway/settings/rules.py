@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
+from gateway.core.balancing import Balancer, HashBy
 from gateway.core.placement import Misroute
 from gateway.core.view import REGION_CLUSTER
 from gateway.settings import redis_url, shedding, throttling, units
@@ -113,6 +114,7 @@ class _Rules:
         for name in settings.clusters:
             self.breaker(name, known)
             self.outliers(name)
+            self.balance(name)
             self.retries(name)
         if ("clusters",) in self.walk.bad or ("routes",) in self.walk.bad:
             return
@@ -132,6 +134,20 @@ class _Rules:
         response = cluster.timeouts.response
         if retries.per_try_timeout is not None and retries.per_try_timeout >= response:
             self.note((*where, "per_try_timeout"), f"less than timeouts.response ({response:g}s)")
+
+    def balance(self, name: str) -> None:
+        where: Path = ("clusters", name, "hash")
+        cluster = self.settings.clusters[name]
+        key = cluster.hash
+        if self.is_bad(*where) or self.is_bad("clusters", name, "balance"):
+            return
+        if (cluster.balance is Balancer.HASH) is not (key is not None):
+            expected = "what to hash by, since balance is hash" if key is None else "no such key unless balance is hash"
+            self.note(where, expected)
+        elif key is not None and (key.by is HashBy.TENANT) is bool(key.name):
+            self.note((*where, "name"), "no such key, since by is tenant" if key.name else f"the {key.by}'s name")
+        elif key is not None and key.sticky is not None and key.by is not HashBy.COOKIE:
+            self.note((*where, "sticky"), "no such key, unless by is cookie")
 
     def outliers(self, name: str) -> None:
         where: Path = ("clusters", name, "outliers")

@@ -25,7 +25,11 @@ KEY_BYTES_MIN: Final = 32
 TOKEN_CHARS_MIN: Final = 24
 """144 bits when it comes from `openssl rand -base64 18`: nobody guesses it, at any rate."""
 TOKEN_CHARS_MAX: Final = 512
+STICKY_MAX_S: Final = 366 * DAY_S
+"""Browsers keep no cookie much longer (RFC 6265bis has 400 days)."""
 DNS_PORT: Final = 53
+WEIGHT_MAX: Final = 1000
+"""Finer shares than a thousandth are nobody's; SRV records have 65535."""
 _SERVICE: Final = re.compile(r"_[^.]+\._[^.]+\..")
 _FILTER_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
 _CLUSTER: Final = re.compile(r"[a-z0-9_.-]{1,63}\Z")
@@ -35,6 +39,7 @@ _BEARER: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*\Z")
 _CLUSTER_KEY: Final = r"[a-z0-9_.-]{1,63}|region:(?:\*|[a-z0-9-]{1,32})"
 _PATH: Final = re.compile(r"/[\x21\x22\x24-\x3e\x40-\x7e]*\Z")
 """A raw path: visible ASCII but `?` and `#`."""
+_STATUS: Final = re.compile(r"[1-5](?:[0-9]{2}|xx)\Z")
 _TARGET: Final = re.compile(r"/[\x21\x22\x24-\x7e]*\Z")
 FILTERS: Final = ("identify", "tenant", "region", "access", "throttle", "shed",
                   "forward", "redirect", "reply", "headers", "log")  # fmt: skip
@@ -55,6 +60,20 @@ def _written(seconds: float) -> str:
     if seconds and seconds % 3600 == 0:
         return f"{seconds / 3600:.0f}h"
     return f"{seconds:.0f}s" if seconds % 1 == 0 else f"{seconds * 1000:.0f}ms"
+
+
+def _check_status(text: str) -> str:
+    if not _STATUS.match(text):
+        raise ValueError("no status")
+    return text
+
+
+def _sticky(text: str) -> float:
+    """0 is the browser's session."""
+    value = 0.0 if text == "session" else units.duration(text)
+    if text != "session" and not 1 <= value <= STICKY_MAX_S:
+        raise Wanted("session or a duration from 1s to 366d")
+    return value
 
 
 def size(low: int, high: int, expected: str = "a size such as 64KiB") -> Scalar:
@@ -125,6 +144,23 @@ def _workers(text: str) -> int:
 
 
 def _endpoint(text: str) -> Address:
+    """`host:port`, `dns://…` or `srv://…`, and of the first two how much of the requests it gets: ` weight=3`."""
+    text, found, weight = text.partition(" weight=")
+    address = _unweighted(text)
+    if not found:
+        return address
+    if address.scheme is Scheme.SRV:
+        raise Wanted("srv:// without a weight (its records have weights)")
+    try:
+        value = units.whole(weight)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= WEIGHT_MAX:
+        raise Wanted(f"weight=1 to weight={WEIGHT_MAX}, such as 10.1.0.4:9000 weight=3")
+    return Address(address.host, address.port, address.scheme, value)
+
+
+def _unweighted(text: str) -> Address:
     scheme, found, rest = text.partition("://")
     if not found:
         return units.endpoint(text)
@@ -228,7 +264,7 @@ LISTENER: Final = Scalar(
 ENDPOINT: Final = Scalar(
     *("endpoint", "host:port such as 10.1.0.4:9000", _endpoint),
     Address("", 0),
-    schema=like(rf"(?:dns://)?{units.ENDPOINT_LIKE}|srv://[A-Za-z0-9._-]+"),
+    schema=like(rf"(?:dns://)?{units.ENDPOINT_LIKE}(?: weight=[0-9]+)?|srv://[A-Za-z0-9._-]+"),
 )
 NAME_SERVER: Final = Scalar(
     *("address", "an address such as 10.0.0.2 or 10.0.0.2:53", name_server),
@@ -270,8 +306,18 @@ ADMIN_HOST: Final = Scalar(
 PREFIX: Final = matching("path", "a path prefix such as /api/, without query", _PATH)
 PROBE: Final = matching("path", "a path such as /healthz, without query", _PATH)
 CHECK_PATH: Final = matching("path", "a path such as /healthz", _TARGET)
-CHECK_STATUS: Final = matching(
-    "status", "a status such as 200, or a class such as 2xx", re.compile(r"[1-5](?:[0-9]{2}|xx)\Z")
+CHECK_STATUS: Final = Scalar(
+    *("status", "a status such as 200, or a class such as 2xx", _check_status),
+    schema={"type": ["string", "integer"], "pattern": "^[1-5](?:[0-9]{2}|xx)$"},
+)
+STICKY: Final = Scalar(
+    "`session` or duration",
+    "session or a duration such as 1h",
+    _sticky,
+    schema=like(rf"session|{units.DURATION.pattern}"),
+)
+HASH_NAME: Final = matching(
+    "name", "the name of a field or a cookie, such as X-User", re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}\Z")
 )
 CHECK_TEXT: Final = matching("text", "a text of 1 to 200 printable characters", re.compile(r"[ -~]{1,200}\Z"))
 WORKERS: Final = Scalar(

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from gateway.core.balancing import Balancer, HashBy
 from gateway.core.placement import Misroute
 from gateway.core.shedding import Priority
 from gateway.settings.problems import masked_url
@@ -28,11 +29,12 @@ class Scheme(StrEnum):
 
 
 class Address(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where to listen or whom to dial. `srv://` endpoints have port 0: their records name ports."""
+    """Where to listen or whom to dial. `srv://` endpoints have port 0: their records name ports, and weights."""
 
     host: str
     port: int
     scheme: Scheme = Scheme.PLAIN
+    weight: int = 1
 
     def __str__(self) -> str:
         if self.scheme is Scheme.SRV:
@@ -108,6 +110,14 @@ class BreakerSettings(msgspec.Struct, frozen=True):
     fallback: str | None = None
 
 
+class HashSettings(msgspec.Struct, frozen=True):
+    """`sticky`: seconds that a cookie lives which the gateway sets (0: the browser's session); None: it sets none."""
+
+    by: HashBy = HashBy.TENANT
+    name: str = ""
+    sticky: float | None = None
+
+
 class OutlierSettings(msgspec.Struct, frozen=True):
     """`requests` is the whole gateway's. Percentages are whole numbers."""
 
@@ -135,6 +145,9 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     limits: ClusterLimitSettings = ClusterLimitSettings()
     breaker: BreakerSettings | None = BreakerSettings()
     outliers: OutlierSettings | None = OutlierSettings()
+    balance: Balancer = Balancer.LEAST_REQUEST
+    hash: HashSettings | None = None
+    slow_start: float | None = None
 
 
 class RuleSettings(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from gateway.core.addresses import access_list
+from gateway.core.balancing import Balance, Balancer, HashBy
 from gateway.core.breaker import BreakerRule
 from gateway.core.conditions import Conditions, Target
 from gateway.core.outliers import OutlierRule
@@ -167,7 +168,17 @@ def _cluster(
         share=conditions.shares.get(name, 1.0),
         breaker=None if written.breaker is None else _breaker(written.breaker, settings.workers),
         outliers=None if written.outliers is None else _outliers(written.outliers, settings.workers),
+        balance=_balance(written),
+        slow_start=written.slow_start or 0.0,
     )
+
+
+def _balance(written: ClusterSettings) -> Balance:
+    key = written.hash
+    if written.balance is not Balancer.HASH or key is None:
+        return Balance(written.balance)
+    name = key.name.lower() if key.by is HashBy.HEADER else key.name
+    return Balance(written.balance, key.by, name.encode("ascii"), key.sticky)
 
 
 def _outliers(written: OutlierSettings, workers: int) -> OutlierRule:
@@ -218,7 +229,7 @@ def _endpoints(cluster: str, addresses: Iterable[Address], conditions: Condition
                     up=key not in down,
                     draining=key in draining,
                     priority=target.priority,
-                    weight=target.weight,
+                    weight=target.weight * written.weight,
                 )
     return tuple(endpoints.values())
 

@@ -167,7 +167,32 @@ CLUSTERS = [
      'clusters.app.health.interval: expected a duration from 10ms to 1h, got "1ms"'),
     ("{endpoints: ['a:1'], limits: {connections: 0}}",
      "clusters.app.limits.connections: expected a whole number from 1 to 1000000, got 0"),
-    ("{endpoints: ['a:1'], balance: fastest}", 'clusters.app.balance: expected least_request, got "fastest"'),
+    ("{endpoints: ['a:1'], balance: fastest}",
+     'clusters.app.balance: expected least_request, round_robin, weighted or hash (did you mean least_request?), got "fastest"'),
+    ("{endpoints: ['a:1'], balance: hash}", "clusters.app.hash: expected what to hash by, since balance is hash, got nothing"),
+    ("{endpoints: ['a:1'], hash: {by: tenant}}", "clusters.app.hash: expected no such key unless balance is hash, got a mapping"),
+    ("{endpoints: ['a:1'], balance: hash, hash: {by: cookie}}", "clusters.app.hash.name: expected the cookie's name, got nothing"),
+    ("{endpoints: ['a:1'], balance: hash, hash: {name: x}}",
+     'clusters.app.hash.name: expected no such key, since by is tenant, got "x"'),
+    ("{endpoints: ['a:1'], balance: hash, hash: {by: header, name: X-U, sticky: 1h}}",
+     'clusters.app.hash.sticky: expected no such key, unless by is cookie, got "1h"'),
+    ("{endpoints: ['a:1'], balance: hash, hash: {by: cookie, name: s, sticky: 1ms}}",
+     'clusters.app.hash.sticky: expected session or a duration from 1s to 366d, got "1ms"'),
+    ("{endpoints: ['a:1 weight=0']}", 'clusters.app.endpoints[0]: expected weight=1 to weight=1000, such as 10.1.0.4:9000 weight=3, '
+     'got "a:1 weight=0"'),
+    ("{endpoints: ['srv://_http._tcp.a weight=2']}", 'clusters.app.endpoints[0]: expected srv:// without a weight (its records have '
+     'weights), got "srv://_http._tcp.a weight=2"'),
+    ("{endpoints: ['a:1'], breaker: on}", 'clusters.app.breaker: expected none or a mapping, got "on"'),
+    ("{endpoints: ['a:1'], breaker: {error_rate: 0}}",
+     "clusters.app.breaker.error_rate: expected a number from 0.01 to 1, got 0"),
+    ("{endpoints: ['a:1'], breaker: {open: 2m}}", 'clusters.app.breaker.open: expected at most open_max (60s), got "2m"'),
+    ("{endpoints: ['a:1'], breaker: {fallback: app}}",
+     'clusters.app.breaker.fallback: expected another one of clusters, got "app"'),
+    ("{endpoints: ['a:1'], outliers: {eject_max: 10s}}", 'clusters.app.outliers.eject_max: expected at least eject (30s), got "10s"'),
+    ("{endpoints: ['a:1'], outliers: {eject_max_percent: 101}}",
+     "clusters.app.outliers.eject_max_percent: expected a whole number from 0 to 100, got 101"),
+    ("{endpoints: ['a:1'], health: {path: /, status: [2x]}}",
+     'clusters.app.health.status[0]: expected a status such as 200, or a class such as 2xx, got "2x"'),
 ]  # fmt: skip
 
 
@@ -196,13 +221,6 @@ LATER = [
     ("routes: [{prefix: /, cluster: app, priority: high}]\nshedding: {}", 'routes[0].priority: expected critical, default or bulk, got "high"'),
     ("routes: [{prefix: /, cluster: app, priority: bulk}]", 'routes[0].priority: expected shedding beside it: without that, no class has a meaning, got "bulk"'),
     ("routes: [{prefix: /, cluster: app, throttle: {burst: 1}}]", "routes[0].throttle.burst: expected a rate beside it: a burst is how many of its requests may come at once, got 1"),
-    *[(f"clusters: {{app: {{endpoints: [], {key}}}}}", f"clusters.app.{path}: expected {expected}") for key, path, expected in [
-        ("breaker: {}", "breaker", "no such key (breaker is not supported yet), got a mapping"),
-        ("outliers: {}", "outliers", "no such key (outliers is not supported yet), got a mapping"),
-        ("balance: round_robin", "balance", 'least_request (round_robin is not supported yet), got "round_robin"'),
-        ("balance: weighted", "balance", 'least_request (weighted is not supported yet), got "weighted"'),
-        ("balance: hash", "balance", 'least_request (hash is not supported yet), got "hash"'),
-    ]],
 ]  # fmt: skip
 
 
@@ -606,9 +624,11 @@ def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
     elsewhere = {"clusters", "routes", "filters.paths", "tenant_map.redis.peers"}
     checked = 0
     for path, key, _ in every_key(keys.ROOT):
-        if not key.default or isinstance(key.kind, Later) or path in elsewhere or ".health." in path or "[]." in path:
+        if not key.default or isinstance(key.kind, Later) or path in elsewhere or "[]." in path:
             continue
-        if path.startswith(("throttle.", "shedding.")):  # without the key there is no rule to have defaults
+        if (
+            path.startswith(("throttle.", "shedding.")) or ".health." in path or ".hash." in path
+        ):  # without the key there is no rule to have defaults
             continue
         if path in ("regions.<region>.gateways", "clusters.<cluster>.balance", "trusted_proxies", "hop_keys"):
             continue
@@ -623,8 +643,10 @@ def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
         checked += 1
     assert checked > 25
     health = {key.rpartition(".")[2]: k.default for key, k, _ in every_key(keys.HEALTH) if k.default}
-    assert health == {"interval": "5s", "healthy": "2", "unhealthy": "3"}
-    assert HealthSettings("/h") == HealthSettings("/h", 5.0, 2, 3)
+    assert health == {
+        "interval": "5s", "healthy": "2", "unhealthy": "3", "timeout": "5s", "jitter": "10%", "status": "[2xx]"
+    }  # fmt: skip
+    assert HealthSettings("/h") == HealthSettings("/h", 5.0, 2, 3, 5.0, 0.1, ("2xx",), None)
 
 
 @pytest.mark.parametrize(
