@@ -60,8 +60,8 @@ class RegionFilter:
     def _decide(self, exchange: Exchange, placement: Placement | None) -> Decision:
         """By the rules; remembered where they look at nothing of the request: served here, by a cluster of its own.
 
-        A region that is cut off remembers nothing: `partition: read_only` looks at the method. Nor while a cluster is
-        coming back, which looks at the client.
+        A region that is cut off remembers nothing: `partition: read_only` looks at the method. Nor is it while the
+        cluster is coming back or drained, which looks at the client.
         """
         view, resolved = exchange.view, exchange.resolved
         assert resolved is not None
@@ -73,7 +73,7 @@ class RegionFilter:
             and decision.kind is Kind.LOCAL
             and placement.home == view.region
             and not view.isolated
-            and not view.ramps
+            and view.clusters[decision.cluster].share >= 1.0
             and (placement.cluster is not None or len(view.routes) == 1)
         ):
             if len(self._known) >= TENANTS_MAX:
