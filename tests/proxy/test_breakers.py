@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,26 @@ async def test_a_fallback_answers_while_the_breaker_refuses(tmp_path: Path) -> N
         await asking.close()
     await app.stop()
     await spare.stop()
+
+
+async def test_a_region_that_answers_is_well_whatever_its_application_says(tmp_path: Path) -> None:
+    """Its gateway has a breaker for its application; ours is for the way there."""
+    us, eu, _ = REGIONS
+    lives = Placement(tenant="acme", home=eu)
+    async with three_regions(tmp_path, {us: (lives,), eu: (lives,)}) as three:
+        way = replace(three.planes[us].worker.view.clusters[f"region:{eu}"], breaker=RULE)
+        three.planes[us].swap(clusters={**three.planes[us].worker.view.clusters, way.name: way})
+        three.apps[eu].answer = BAD
+        asking = Asking(three.planes[us])
+        started = time.monotonic()
+        replies = await asking.until(lambda: time.monotonic() - started > 3 * RULE.window, "acme")
+        assert {reply.status for reply in replies["acme"]} == {500}
+        assert len(three.apps[eu].requests) == len(replies["acme"]) > RULE.min_requests
+        watch = three.planes[us].worker.clusters[way.name].watch
+        assert watch is not None
+        assert watch.blame is not None
+        assert watch.blame.own.state is State.CLOSED
+        await asking.close()
 
 
 async def test_an_operators_word_holds_and_is_told(plane: DataPlane, origin: Origin, asking: Asking) -> None:
