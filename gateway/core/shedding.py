@@ -81,13 +81,13 @@ RANKS: Final = 6
 """Bulk over its share, bulk, default over its share, default, critical over its share, critical."""
 Priority.BULK.over, Priority.DEFAULT.over, Priority.CRITICAL.over = 0, 2, 4
 
-_PARTS: Final = ((0.6, 0), (0.8, 0), (0.9, 0), (1.2, 2), (1.2, 2), (1.5, 4))
+_PARTS: Final = ((0.6, 0), (0.8, 0), (0.9, 0), (1.5, 4), (1.5, 4), (2.0, 8))
 """By rank: the part of the limit, and requests on top of it, up to which it comes in.
 
 A single tenant's default requests stop at 90 percent, its bulk at 80. What stands above 1 is no more load: it is used
 only while the ranks below are shut out, and the limit follows latency whoever made it. It has to be so wide because
 few requests in hand vary much: with a limit of 20, half of it by small tenants, a margin of 2 would refuse one in 20
-of theirs.
+of theirs. Above their level nobody stays for long: whoever is among the greatest then is over its share.
 """
 LEVEL_PART: Final = 0.85
 """The part of the limit that is shared out max-min fair: below the part at which default requests over it stop."""
@@ -122,8 +122,12 @@ LAG_S: Final = 0.025
 """The delay of the event loop at which a worker counts as overloaded: it adds about four times that to a request."""
 LAG_WEIGHT: Final = 0.3
 """Of a new measurement: one stall of 100 ms (a collection, a neighbour on the machine) is no overload."""
-STEP: Final = 0.05
-"""By how much the refused share changes in a tick at most: from nothing to a half in a second."""
+ERROR_MAX: Final = 4.0
+"""By how many LAG_S a lag counts at most: what queues must not run away while a busy loop seldom comes to a tick."""
+STEP: Final = 0.03
+"""What one LAG_S too much adds to the refused share in a tick."""
+AT_ONCE: Final = 0.05
+"""And what it adds for as long as it lasts: without that, the share would swing."""
 REFUSED_MAX: Final = 0.95
 """Some always come in: without them it would never be seen that the load is gone."""
 
@@ -137,14 +141,17 @@ class Pressure:
     def __init__(self) -> None:
         self.lag_s = 0.0
         self.refused = 0.0
+        self._lasting = 0.0
         self.chances: tuple[float, ...] = (0.0,) * RANKS
         self.level = float("inf")
 
     def tick(self, late_s: float, offered: Sequence[int], tenants: Collection[int]) -> None:
         """A tick came `late_s` late, after `offered` requests by rank and `tenants` requests by tenant."""
         self.lag_s += (late_s - self.lag_s) * LAG_WEIGHT
-        error = (min(self.lag_s, late_s) if self.lag_s > LAG_S else self.lag_s) / LAG_S - 1.0
-        self.refused = min(REFUSED_MAX, max(0.0, self.refused + STEP * min(1.0, max(-1.0, error))))
+        lag_s = min(self.lag_s, late_s) if self.lag_s > LAG_S else self.lag_s
+        error = min(ERROR_MAX, lag_s / LAG_S - 1.0)
+        self._lasting = min(REFUSED_MAX, max(0.0, self._lasting + STEP * error))
+        self.refused = min(REFUSED_MAX, max(0.0, self._lasting + AT_ONCE * error)) if self._lasting else 0.0
         self.chances = chances(self.refused, offered)
         self.level = max(1.0, fair_level(tenants, (1.0 - self.refused) * sum(tenants)))
 

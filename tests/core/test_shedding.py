@@ -65,7 +65,7 @@ def test_a_lower_rank_is_never_let_in_where_a_higher_one_is_not(limit: float) ->
     assert list(found) == sorted(found)
     assert found[0] >= 1
     assert found[DEFAULT.over] >= 0.9 * limit > found[BULK.over + 1] - 1 - 0.1 * limit
-    assert found[CRITICAL.over + 1] >= 1.5 * limit
+    assert found[CRITICAL.over + 1] >= 2 * limit
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.floats(0.5, 500))
@@ -103,7 +103,7 @@ def test_a_stall_or_two_are_no_overload() -> None:
     pressure = Pressure()
     for late_s in (0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.15, *[0.0] * 10):
         pressure.tick(late_s, [0] * RANKS, [])
-        assert pressure.refused <= 0.05
+        assert pressure.refused <= 0.1
     assert pressure.refused == 0
 
 
@@ -116,7 +116,7 @@ def test_a_lasting_lag_refuses_more_and_more_and_its_end_lets_all_in_again() -> 
     while pressure.refused > 0:
         pressure.tick(0.0, [10] * RANKS, [10])
         ticks += 1
-    assert ticks <= 30
+    assert ticks <= 40
 
 
 @pytest.mark.parametrize("overload", [1.5, 2.0, 3.0])

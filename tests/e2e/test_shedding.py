@@ -91,7 +91,7 @@ async def test_a_herd_that_reconnects_is_turned_away_politely_and_served_in_the_
     """FAULTS 29: all clients of another region within a second, on top of what is here already."""
     application = Few(SLOTS, SERVICE_S)
     count = 1000 if FULL else 200
-    connections = 200 if FULL else 120
+    connections = 80
     regions = fleet(tmp_path, application, f"shedding: {{}}\nlimits: {{connections: {connections}}}\n")
     try:
         await regions.start()
@@ -99,10 +99,11 @@ async def test_a_herd_that_reconnects_is_turned_away_politely_and_served_in_the_
         vital, herd = Stream(gateway.http, "vital"), Herd(gateway.http, "hog")
         warm = Stream(gateway.http, "hog")
         await asyncio.gather(vital.run(20.0, 2.0, rng), warm.run(60.0, 2.0, rng))
+        await warm.stop()
         began = time.monotonic()
         _, served = await asyncio.gather(vital.run(20.0, 3.0, rng), timed(herd.run(count)))
         probe = await gateway.ready()
-        await asyncio.gather(vital.stop(), warm.stop())
+        await vital.stop()
         turned = await gateway.metric("landbridge_shed_total", **{"class": "none", "reason": "connections"})
     finally:
         await regions.stop()
@@ -111,7 +112,7 @@ async def test_a_herd_that_reconnects_is_turned_away_politely_and_served_in_the_
     assert len(herd.served) == count
     assert None not in herd.refused
     assert all(1 <= int(one or 0) <= 10 for one in herd.refused)
-    assert turned > 0 or not FULL
+    assert turned > 0
     most = sorted(herd.served)[int(count * 0.8)]
     goodput = sum(began <= at < most for at in application.served) / (most - began)
     hold("29", "goodput lost while a herd reconnects", 1 - goodput / application.capacity, 0.2, "%")
@@ -126,7 +127,7 @@ async def timed(work: object) -> float:
 
 
 async def test_a_worker_without_time_sheds_by_itself_and_keeps_its_goodput(tmp_path: Path) -> None:
-    """A filter that takes 4 ms of CPU: so a worker does less than 250 a second; it is asked for twice."""
+    """A filter that takes 6 ms of CPU: so a worker does less than 170 a second; it is asked for twice."""
     application = Few(1000, 0.001)
     regions = fleet(tmp_path, application, "shedding: {}\nfilters: {paths: [slow.py]}\n")
     regions[US].workers = 1
@@ -137,7 +138,7 @@ async def test_a_worker_without_time_sheds_by_itself_and_keeps_its_goodput(tmp_p
         "    def __init__(self, options):\n"
         "        pass\n\n"
         "    def __call__(self, exchange):\n"
-        "        end = time.thread_time() + 0.004\n"
+        "        end = time.thread_time() + 0.006\n"
         "        while time.thread_time() < end:\n"
         "            pass\n"
     )
@@ -167,7 +168,7 @@ async def test_a_worker_without_time_sheds_by_itself_and_keeps_its_goodput(tmp_p
     assert shed > 0
     settled = began + seconds / 3
     lost = 1 - application.goodput(settled, ends) / capacity
-    hold("29", "goodput lost to a worker's own overload", lost, 0.3, "%")
+    hold("29", "goodput lost to a worker's own overload", lost, 0.2, "%")
     took = batch.seconds(settled, ends) + vital.seconds(settled, ends)
     hold("29", "p50 of requests admitted by a worker without time", quantile(took, 0.5), 0.3)
     assert vital.refused() <= len(vital.answers) * 0.02
