@@ -20,7 +20,8 @@ QUIET_S: Final = 0.25
 """A worker that says nothing for so long is asked for nothing that is hot."""
 DEMAND_MIN: Final = 1e-4
 TELL_PART: Final = 0.005
-"""A share that changes by less than this part of itself is not worth a message."""
+LESS_PART: Final = 0.0005
+"""A share that grows by less than this part of itself is not worth a message; one that shrinks soon is, for the sum."""
 BEAT_S: Final = 1.0
 
 
@@ -168,6 +169,6 @@ class Split:
             told = held[who] if known is None else known.told
             others = sum(held.values()) - held[who]
             share = grant(target, total, others, floor, told)
-            if known is None or abs(share - told) > TELL_PART * told:
+            if known is None or share > told * (1 + TELL_PART) or share < told * (1 - LESS_PART):
                 shares[who][key] = share
                 held[who] = max(held[who], share)
