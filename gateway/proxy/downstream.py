@@ -130,6 +130,8 @@ class Downstream(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = _CLOSED
         self.worker.downs.discard(self)
+        if self._refusal is not None:
+            self.worker.turning -= 1
         relay, self.relay = self.relay, None
         if relay is not None:
             relay.client_gone()

@@ -230,10 +230,11 @@ class Shedder:
 
     # ---- connections
 
-    def connected(self, count: int, limit: int) -> Refusal | None:
-        """Why a new connection, the `count`th of `limit`, is to be refused; None where it is welcome."""
+    def connected(self, count: int, limit: int, turning: int) -> Refusal | None:
+        """Why a new connection, the `count`th of `limit`, is to be refused; None where it is welcome. `turning` are
+        those that are being refused."""
         if count > limit:
-            return CROWDED if count > limit + limit // 8 + WAITING_MAX else FULL
+            return CROWDED if turning >= limit // 8 + WAITING_MAX else FULL
         if not self.pressing or self.rules is None or random.random() >= self.pressure.chances[HIGHEST]:
             return None  # nobody knows the class of what it will ask: it is turned away as the last of all
         if self.rules.shadow:

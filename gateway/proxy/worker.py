@@ -95,6 +95,7 @@ class Worker:
         self.draining = False
         self.leaving = False
         self.downs: set[Downstream] = set()
+        self.turning = 0  # of those, that are refused and not gone yet: they take no place
         self.ups: set[Upstream] = set()
         self.response_table = response_table()
         self.access_log = access_log
@@ -352,7 +353,10 @@ class Worker:
     def admit(self, down: Downstream) -> Refusal | None:
         """Take a new connection in; or why it is to be refused: this worker has its share already, or no time."""
         self.downs.add(down)
-        return self.shedder.connected(len(self.downs), self.view.limits.connections)
+        refusal = self.shedder.connected(len(self.downs) - self.turning, self.view.limits.connections, self.turning)
+        if refusal is not None:
+            self.turning += 1
+        return refusal
 
     def accept(self, sock: socket.socket, listener: str) -> Callable[[], Downstream]:
         """The protocol factory of one listening socket."""

@@ -290,3 +290,17 @@ async def test_a_reload_keeps_the_limit_and_turning_it_off_forgets_it(tmp_path: 
         plane.swap(shedding=None)
         assert plane.worker.shedder.limiters == {}
         assert (await once(plane.port, GET)).status == 200
+
+
+async def test_who_is_turned_away_takes_nobodys_place_while_it_lingers(tmp_path: Path) -> None:
+    async with plane_before(Gate(), tmp_path, limits=Limits(connections=1)) as plane:
+        first, second = await Client.connect(plane.port), await Client.connect(plane.port)
+        is_shed(await second.ask(GET))  # its side stays open
+        await first.close()
+        await until(lambda: is_so(len(plane.worker.downs) == plane.worker.turning == 1), "only the second is left")
+        third = await Client.connect(plane.port)
+        assert (await third.ask(GET)).status == 200
+        for client in (second, third):
+            await client.close()
+        await until(lambda: is_so(not plane.worker.downs), "all are gone")
+        assert plane.worker.turning == 0
