@@ -26,6 +26,7 @@ READERS = {
     ("gateway.telemetry.access_log", "time.strftime"): "writes a time that it is given",
     ("gateway.telemetry.access_log", "time.gmtime"): "as above",
     ("gateway.proxy.main", "time.gmtime"): "log lines are in UTC",
+    ("gateway.proxy.main", "time.time_ns"): "whether a region-wide switch has ended, until control says so",
     (
         "gateway.proxy.worker",
         "time.time_ns",

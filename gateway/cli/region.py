@@ -21,10 +21,11 @@ from gateway.cli.admin_client import ask
 from gateway.cli.authors import Audit, author_of
 from gateway.cli.output import Exit, fail, note, print_json, print_table, time_of
 from gateway.cli.tenants import settings_of
-from gateway.control.switchboard import ANSWER_FILE, FILE, WANTED_FILE, Answer, Wanted, decode, write
+from gateway.control.switchboard import ANSWER_FILE, WANTED_FILE, Answer, Wanted, write
 from gateway.core.switches import OFF, Name, Switch
 from gateway.settings import units
 from gateway.settings.schema import Settings
+from gateway.store.switches import FILE, decode
 
 ANSWER_LIMIT_S: Final = 15.0
 """Control looks each 0.1 s, and reads the whole map before a drain."""

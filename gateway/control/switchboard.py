@@ -28,11 +28,11 @@ from gateway.core.switches import Name, Switch, merged, problem, rate_of
 from gateway.core.view import View
 from gateway.settings.schema import RedisSettings, Settings
 from gateway.store.record import StoreError
+from gateway.store.switches import FILE, decode
 from gateway.store.writer import Writer
 
 LOG = logging.getLogger("landbridge.control")
 
-FILE: Final = "switches.json"
 WANTED_FILE: Final = "switch.wanted"
 ANSWER_FILE: Final = "switch.answer"
 
@@ -300,11 +300,6 @@ class Switchboard:
             write(self._ground.state_dir / ANSWER_FILE, msgspec.json.encode(answer))
         except OSError as error:
             LOG.error("%s: %s", ANSWER_FILE, error)
-
-
-def decode(data: bytes) -> dict[str, Switch]:
-    """What `FILE` holds. Raises msgspec.MsgspecError."""
-    return msgspec.json.decode(data, type=dict[str, Switch])
 
 
 def write(path: Path, data: bytes) -> None:

@@ -6,12 +6,13 @@ memory. Switching off is a record too: otherwise a copy that has not heard of it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
+from gateway.core.conditions import Conditions
 from gateway.core.view import View
 
 FAILOVER_STANDBY: Final = "standby"
@@ -69,6 +70,21 @@ def failover_mode(view: View) -> str:
     if view.region not in view.takes_over:
         return ""
     return FAILOVER_ALL if view.takes_all else FAILOVER_STANDBY
+
+
+def switched(conditions: Conditions, switches: Switches, now_ms: int, clusters: Iterable[str]) -> Conditions:
+    """What a worker goes by until it has heard from control. `clusters` are the region's own."""
+    on = {
+        name: switch.value
+        for name, switch in switches.items()
+        if switch.is_on(now_ms) and not problem(name, switch.value)
+    }
+    return msgspec.structs.replace(
+        conditions,
+        failover_mode=on.get(Name.FAILOVER_MODE, ""),
+        max_traffic=rate_of(on.get(Name.MAX_TRAFFIC, "")),
+        shares=dict.fromkeys(clusters, 0.0) if Name.DRAIN in on else conditions.shares,
+    )
 
 
 def rate_of(value: str) -> float | None:

@@ -39,6 +39,8 @@ from gateway.bus.messages import (
 from gateway.core.conditions import Conditions
 from gateway.core.filtering import Chain, ChainError
 from gateway.core.jwks import TokenKeys
+from gateway.core.switches import switched
+from gateway.core.view import REGION_CLUSTER
 from gateway.proxy.added import load_filters
 from gateway.proxy.chain import build_chain
 from gateway.proxy.downstream import Downstream, Phase
@@ -49,6 +51,7 @@ from gateway.settings.loader import decode_sources, load
 from gateway.settings.schema import Settings
 from gateway.settings.view import build_view, undiscovered
 from gateway.store.names import read as read_names
+from gateway.store.switches import read as read_switches
 from gateway.telemetry.access_log import AccessLog
 
 _log = logging.getLogger("landbridge.worker")
@@ -85,7 +88,7 @@ class Process:
         self.loop = loop
         self.slot: int = options.slot
         self.settings = settings
-        self.conditions = read_names(Path(options.state_dir)).conditions()  # control's word takes its place
+        self.conditions = on_disk(Path(options.state_dir), settings)  # control's word takes its place
         self.sockets = {"http": options.http, "hop": options.hop}
         self.servers: dict[tuple[int, str], asyncio.AbstractServer] = {}
         self.waits: bool = options.wait
@@ -343,6 +346,12 @@ def last_good(state_dir: str, file: str = STATE_FILE) -> tuple[Settings, FilterF
     """
     sources = decode_sources((Path(state_dir) / file).read_bytes())
     return load(sources, os.environ), sources.filters
+
+
+def on_disk(state_dir: Path, settings: Settings) -> Conditions:
+    """What is known without control: what names stood for, and what operators switched."""
+    own = [name for name in settings.clusters if not name.startswith(REGION_CLUSTER)]
+    return switched(read_names(state_dir).conditions(), read_switches(state_dir), time.time_ns() // 1_000_000, own)
 
 
 def complain(channel: int, text: str) -> None:

@@ -12,8 +12,9 @@ from typer.testing import CliRunner, Result
 
 from gateway.cli import region
 from gateway.cli.main import app
-from gateway.control.switchboard import ANSWER_FILE, FILE, WANTED_FILE, Answer, Wanted, write
+from gateway.control.switchboard import ANSWER_FILE, WANTED_FILE, Answer, Wanted, write
 from gateway.core.switches import Switch
+from gateway.store.switches import FILE
 from tests.support.configs import KEY, SMALL
 
 WHY = ("--reason", "a test")

@@ -18,19 +18,18 @@ from gateway.control.registry import Replication
 from gateway.control.replication.region_map import GatewayRow
 from gateway.control.switchboard import (
     ANSWER_FILE,
-    FILE,
     WANTED_FILE,
     Answer,
     Ground,
     Known,
     Switchboard,
     Wanted,
-    decode,
 )
 from gateway.core.placement import Failover, Placement
 from gateway.core.switches import Switch
 from gateway.core.view import View
 from gateway.settings.schema import Address, Listen, MapSource, RedisSettings, Settings, TenantMapSettings
+from gateway.store.switches import FILE, decode
 from gateway.store.writer import Writer
 from tests.support.eventually import eventually
 from tests.support.facts import HERE, THERE, knowing

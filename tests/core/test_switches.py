@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.core.conditions import Conditions
 from gateway.core.draining import is_stranded
 from gateway.core.placement import Failover, Placement, State
-from gateway.core.switches import Name, Switch, failover_mode, merged, problem, rate_of
+from gateway.core.switches import Name, Switch, failover_mode, merged, problem, rate_of, switched
 from gateway.core.view import View
 from tests.support.facts import HERE, THERE, THIRD, knowing, record
 
@@ -108,3 +109,13 @@ TAKES = frozenset((THERE,))
 )  # fmt: skip
 def test_whom_a_drain_would_leave_behind(placement: Placement, view: View, stranded: bool) -> None:
     assert is_stranded(placement, view) is stranded
+
+
+def test_what_a_worker_goes_by_before_it_hears_of_control() -> None:
+    def on(value: str, until_ms: int = 0) -> Switch:
+        return Switch(value=value, by="a", why="b", at_ms=1, until_ms=until_ms)
+
+    found = switched(Conditions(), {"drain": on("on"), "max-traffic": on("50"), "failover-mode": on("all")}, 5, ["app"])
+    assert (found.shares, found.max_traffic, found.failover_mode) == ({"app": 0.0}, 50.0, "all")
+    ended = {"drain": on("on", 5), "max-traffic": on("much"), "failover-mode": on("")}
+    assert switched(Conditions(), ended, 5, ["app"]) == Conditions()

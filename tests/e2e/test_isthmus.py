@@ -21,6 +21,7 @@ from tests.support.fleet import AP, EU, REGIONS, US, Fleet, Gateway, flag_of, la
 from tests.support.load_process import LoadProcess, Target
 from tests.support.measured import hold
 from tests.support.mortal import Mortal
+from tests.support.processes import children
 from tests.support.redis_fleet import RedisFleet, redis_fleet
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -283,10 +284,28 @@ async def test_switches_outlive_redis_and_control(regions: RedisFleet) -> None:
     os.kill((await regions[US].pids())["control"], signal.SIGKILL)
     await until(partial(serves, regions, US, "umbrella", EU), "the next control knows it from disk")
     await until(partial(is_drained, regions[US]), "and says so")
+    resume = await stop_control(regions[US])
+    (worker,) = await asyncio.to_thread(workers_of, regions[US])
+    os.kill(worker, signal.SIGKILL)
+    await until(partial(serves, regions, US, "umbrella", EU), "a worker that hears no control knows it from disk")
+    assert worker not in workers_of(regions[US])
+    resume()
     server.start()
     await until(partial(is_drained, regions[SECOND]), "the other gateway of the region follows")
     server.cli("DEL", "{landbridge}:switches")  # as a Redis that lost its memory
     await until(partial(has_switches, regions), "what a Redis lost is written back")
+
+
+def workers_of(gateway: Gateway) -> list[int]:
+    """Their pids, whoever answers."""
+    return [pid for pid in children(gateway.pid) if "gateway.proxy.main" in command_of(pid)]
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 async def is_drained(gateway: Gateway) -> bool:
