@@ -104,28 +104,44 @@ class Window:
     """Counts of the last `window_s` seconds: all tries, and those that failed.
 
     `failing_since` is when the first failure came of those that it has held without a pause; None while it holds none.
+    Successes of the tenth that runs until `ends` may be counted in `fresh` by whoever is in a hurry.
     """
 
-    __slots__ = ("_at", "_ends", "_failed", "_number", "_totals", "_width", "failing_since", "failures", "total")
+    __slots__ = (
+        "_at",
+        "_failed",
+        "_number",
+        "_past",
+        "_totals",
+        "_width",
+        "ends",
+        "failing_since",
+        "failures",
+        "fresh",
+    )
 
     def __init__(self, window_s: float, now: float) -> None:
         self._width = window_s / BUCKETS
         self.clear(now)
 
     def clear(self, now: float) -> None:
-        self.total = self.failures = self._at = 0
+        self._past = self.fresh = self.failures = self._at = 0
         self.failing_since: float | None = None
         self._totals = [0] * BUCKETS
         self._failed = [0] * BUCKETS
         self._number = int(now / self._width)
-        self._ends = (self._number + 1) * self._width
+        self.ends = (self._number + 1) * self._width
+
+    @property
+    def total(self) -> int:
+        """All tries, failures included."""
+        return self._past + self.fresh
 
     def add(self, ok: bool, now: float) -> None:
         """One try ended."""
-        if now >= self._ends:
+        if now >= self.ends:
             self.advance(now)
-        self.total += 1
-        self._totals[self._at] += 1
+        self.fresh += 1
         if not ok:
             if not self.failures:
                 self.failing_since = now
@@ -134,31 +150,41 @@ class Window:
 
     def advance(self, now: float) -> None:
         """Let go of what is older than the window."""
+        if now < self.ends:
+            return
         number = int(now / self._width)
         steps = number - self._number
         if steps >= BUCKETS:
             self.clear(now)
             return
-        self._number, self._ends = number, (number + 1) * self._width
+        self._number, self.ends = number, (number + 1) * self._width
+        self._settle()
         for _ in range(steps):
             self._at = at = (self._at + 1) % BUCKETS
-            self.total -= self._totals[at]
+            self._past -= self._totals[at]
             self.failures -= self._failed[at]
             self._totals[at] = self._failed[at] = 0
         if not self.failures:
             self.failing_since = None
 
+    def _settle(self) -> None:
+        self._totals[self._at] += self.fresh
+        self._past += self.fresh
+        self.fresh = 0
+
     def withdraw(self, other: Window, now: float) -> None:
         """Take out what `other`, of the same length, holds: as if it had not been told here."""
         self.advance(now)
         other.advance(now)
+        self._settle()
+        other._settle()
         for back in range(BUCKETS):
             mine, theirs = (self._at - back) % BUCKETS, (other._at - back) % BUCKETS
             total = min(self._totals[mine], other._totals[theirs])
             failed = min(self._failed[mine], other._failed[theirs])
             self._totals[mine] -= total
             self._failed[mine] -= failed
-            self.total -= total
+            self._past -= total
             self.failures -= failed
         if not self.failures:
             self.failing_since = None

@@ -96,10 +96,9 @@ class Outliers:
             return False
         seen.total += 1
         if ok:
-            if seen.streak:
+            if self._ok_at:  # it is empty while nobody has failed lately, and then there is no streak
                 seen.streak = 0
                 seen.tenants.clear()
-            if self._ok_at:
                 self._remember(tenant, now)
             return False
         seen.failures += 1
@@ -158,6 +157,9 @@ class Outliers:
             seen.total = seen.failures = 0
         if not failing:
             self._ok_at.clear()
+            for seen in self._seen.values():
+                seen.streak = 0
+                seen.tenants.clear()
         return ejected
 
     def _slow_ones(self) -> list[str]:

@@ -68,9 +68,11 @@ def acquire(relay: Relay, cluster: ClusterPool, fresh: bool = False) -> None:
     now = relay.worker.now()
     try:
         watch = cluster.watch
-        if watch is not None and (refusing := watch.admit(relay.exchange.tenant, now)) is not None:
-            relay.exchange.retry_after_s = refusing.retry_after_s(now)
-            raise refusal(refusing, watch)
+        if watch is not None and watch.blame.active:
+            refusing = watch.admit(relay.exchange.tenant, now)
+            if refusing is not None:
+                relay.exchange.retry_after_s = refusing.retry_after_s(now)
+                raise refusal(refusing, watch)
         up = None
         if fresh:
             cluster.acquire_new(relay, now)

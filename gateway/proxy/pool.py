@@ -35,11 +35,12 @@ LOCAL_DOWN_S: Final = 2.0
 class EndpointPool:
     """One endpoint's connections in this worker. `busy` counts requests in hand, connects included."""
 
-    __slots__ = ("busy", "cluster", "down_until", "endpoint", "failures", "gone", "idle", "size", "warm_from")
+    __slots__ = ("busy", "cluster", "down_until", "endpoint", "failures", "gone", "idle", "key", "size", "warm_from")
 
     def __init__(self, cluster: ClusterPool, endpoint: Endpoint) -> None:
         self.cluster = cluster
         self.endpoint = endpoint
+        self.key = endpoint.key
         self.idle: list[Upstream] = []
         self.busy = 0
         self.size = 0

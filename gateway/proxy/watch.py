@@ -52,10 +52,8 @@ class Watch:
     # ---- the request path
 
     def admit(self, tenant: str, now: float) -> Breaker | None:
-        """Called before each try: the breaker that refuses it, or None."""
+        """Called before each try while some breaker is `active`: the one that refuses it, or None."""
         blame = self.blame
-        if not blame.active:
-            return None
         refusing = blame.refusing(tenant, now)
         if refusing is not None:
             scope = "cluster" if refusing is blame.own else "tenant"
@@ -76,12 +74,18 @@ class Watch:
         client that left, a pooled connection that was found closed and replaced, a wait for a connection in vain.
         """
         blame = self.blame
-        blame.note(tenant, ok, now - seconds, now)
-        if blame.turns:
-            self._tell(now)
+        if ok and not blame.tenants and not blame.active:  # nothing to be said but one more, nearly always
+            window = blame.own.window
+            if now >= window.ends:
+                window.advance(now)
+            window.fresh += 1
+        else:
+            blame.note(tenant, ok, now - seconds, now)
+            if blame.turns:
+                self._tell(now)
         outliers = self.outliers
-        if outliers is not None and tenant and outliers.note(pool.endpoint.key, tenant, ok, now):
-            self._ejected([pool.endpoint.key], now)
+        if outliers is not None and tenant and outliers.note(pool.key, tenant, ok, now):
+            self._ejected([pool.key], now)
 
     # ---- time, control and operators
 
