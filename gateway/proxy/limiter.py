@@ -39,7 +39,7 @@ from gateway.proxy.clients import Clients
 from gateway.proxy.meters import Meters
 
 TENANTS_MAX: Final = 100_000
-"""Tenants whose buckets are kept, some 300 bytes each: half of them at least are the most recently used."""
+"""Tenants whose buckets are kept, some 400 bytes each: half of them at least are the most recently used."""
 REPORTED_MAX: Final = 400
 """Keys of one report: what is hottest. It fits into a frame of the bus; who is not in it keeps its share."""
 HOT_CLIENTS_MAX: Final = 1000
