@@ -218,7 +218,7 @@ async def test_worker_and_control_killed_at_once(gateway: Gateway) -> None:
 BAD_CONFIGS = {
     "type": ("timeouts: {response: 10s}", "timeouts: {response: fast}", "clusters.app.timeouts.response"),
     "unknown key": ("timeouts: {response: 10s}", "timeouts: {respnose: 10s}", "clusters.app.timeouts.respnose"),
-    "later issue": ("timeouts: {response: 10s}", "breaker: {error_rate: 0.5}", "clusters.app.breaker"),
+    "against another key": ("timeouts: {response: 10s}", "breaker: {open: 2m}", "clusters.app.breaker.open"),
     "not YAML": ("timeouts: {response: 10s}", "timeouts: @{response: 10s}", ""),
     "restart": ("fleet: test", "fleet: other", "fleet"),
     "dangling": ("tenancy:", "routes: [{prefix: /, cluster: nope}]\ntenancy:", "routes"),
