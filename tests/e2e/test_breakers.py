@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.fleet import US, Fleet, Gateway, fleet, until
+from gateway.supervisor import child_environ, python_module
+from tests.support.fleet import EU, US, Fleet, Gateway, fleet, until
 from tests.support.measured import hold
 from tests.support.origin import Answer, Seen
 from tests.support.pour import One, Pour
@@ -100,6 +105,90 @@ async def one_tenant(gateway: Gateway, rate: float) -> None:
     assert asked < len(acme.ended) - rate, "most of what would fail was not even tried"
     when: list[One] = [one for one in acme.ended if one.sent >= turned and one.status == 503]
     hold("breaker", "one tenant at 100 percent errors: its breaker opened", min(one.sent for one in when) - turned, 2.5)
+
+
+@pytest.mark.faults
+async def test_what_fails_over_loses_nothing_once_the_breaker_is_open(tmp_path: Path) -> None:
+    """Until it opens clients see the application's errors; then its standby serves them, and on the way back too."""
+    tenants = "tenants:\n  acme: {home: us-east-1, standby: [eu-west-1], failover: all}\n  globex: {home: us-east-1}\n"
+    async with fleet(tmp_path, (US, EU), tenants, workers=2) as made:
+        us = made[US]
+        good = us.application.answer
+        async with (
+            Pour(us.http, "acme.demo.test", RATE_OF_TEST / 2) as acme,
+            Pour(us.http, "globex.demo.test", RATE_OF_TEST / 2),
+        ):
+            await asyncio.sleep(BEFORE_S)
+            us.application.answer = fails_for(good, "acme", "globex")
+            await until(lambda: is_unable(us), "the breaker is open in both workers")
+            await asyncio.sleep(0.2)
+            opened = time.monotonic()
+            us.application.answer = good
+            await until(lambda: state_is(us, "closed"), "the breaker is closed again")
+            closed = time.monotonic()
+            await until(lambda: is_back(us), "clients come back")
+        assert "cluster app cannot serve" in us.log()
+        assert [one for one in acme.between(opened, closed) if one.status != 200] == []
+        assert {one.status for one in acme.between(closed, time.monotonic())} == {200}
+        assert made[EU].asked() != []
+
+
+async def is_unable(gateway: Gateway) -> bool:
+    return any(row["name"] == "app" and not row["able"] for row in (await gateway.api("clusters"))["clusters"])
+
+
+async def state_is(gateway: Gateway, state: str) -> bool:
+    return bool((await gateway.api("breakers"))["breakers"][0]["state"] == state)
+
+
+async def is_back(gateway: Gateway) -> bool:
+    """Whether the application gets everything again."""
+    before = len(gateway.asked())
+    await asyncio.sleep(0.5)
+    return len(gateway.asked()) - before > RATE_OF_TEST * 0.5 * 0.7
+
+
+async def test_an_operators_word_reaches_workers_that_start_later_and_a_later_control(tmp_path: Path) -> None:
+    token = "operator-token-operator-token"
+    more = f"admin: {{tokens: [{{name: alice, role: operator, token: {token}}}]}}\n"
+    async with fleet(tmp_path, (US,), TENANTS, workers=1, more=more) as made:
+        us = made[US]
+        (us.folder / "token").write_text(token)
+        options = ("--admin", f"http://127.0.0.1:{us.admin}", "--token-file", "token", "--reason", "bad release")
+        command = [*python_module("gateway"), "breakers", "force", "app", "open", "--for", "10m", "--json", *options]
+        done = await asyncio.create_subprocess_exec(
+            *command, cwd=us.folder, env=child_environ(dict(os.environ)), stdout=asyncio.subprocess.PIPE
+        )
+        said, _ = await done.communicate()
+        assert done.returncode == 0
+        assert json.loads(said)["breakers"][0]["cluster"] == "app"
+
+        async def refused() -> bool:
+            return (await made.ask(US, "acme")).status == 503
+
+        async def forced() -> bool:
+            [row] = (await us.api("breakers"))["breakers"]
+            return bool(row["state"] == "forced_open" and row["reason"] == "bad release (alice)" and row["workers"])
+
+        await until(refused, "the worker follows")
+        await until(forced, "control knows")
+        asked = len(us.asked())
+        for victim in ("worker", "control"):
+            pids = await us.pids()
+            pid = pids["workers"][0]["pid"] if victim == "worker" else pids["control"]
+            os.kill(pid, signal.SIGKILL)
+
+            async def replaced(victim: str = victim, pid: int = pid) -> bool:
+                with contextlib.suppress(OSError, EOFError, KeyError, AssertionError):
+                    now = await us.pids()
+                    found = now["workers"][0]["pid"] if victim == "worker" else now["control"]
+                    return bool(found not in (0, pid)) and await forced()
+                return False
+
+            await until(replaced, f"{victim} is replaced, and holds it")
+            await until(refused, "it is refused")
+        assert len(us.asked()) - asked <= 3, "a new worker may serve until it hears of it"
+        assert '"reason":"bad release"' in (us.folder / "state" / "audit.log").read_text()
 
 
 async def test_all_errors(gateway: tuple[Fleet, Gateway]) -> None:
