@@ -23,6 +23,7 @@ READERS = {
     ("gateway.control.admin", "datetime.now"): "the time of a line of the audit log",
     ("gateway.cli.authors", "datetime.now"): "the time of a line of the audit log",
     ("gateway.cli.region", "time.time_ns"): "what is shown of a switch that ends by itself",
+    ("gateway.identity.verifier", "time.time_ns"): "whether a token's time is over, for `explain`",
     ("gateway.telemetry.access_log", "time.strftime"): "writes a time that it is given",
     ("gateway.telemetry.access_log", "time.gmtime"): "as above",
     ("gateway.proxy.main", "time.gmtime"): "log lines are in UTC",

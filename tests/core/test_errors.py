@@ -30,9 +30,9 @@ DESIGNED = {
     508: "loop",
 }
 
-ADDED = {"internal_error": 500, "partitioned": 503}
-"""Not in the design's list: an exception of our own, or of an operator's filter, needs an answer too; and what a
-tenant's `partition` refuses is nobody's outage."""
+ADDED = {"internal_error": 500, "keys_unavailable": 503, "partitioned": 503}
+"""Not in the design's list: an exception of our own, or of an operator's filter, needs an answer too; a
+token that nobody can judge is no bad token; and what a tenant's `partition` refuses is nobody's outage."""
 
 PROXY_ERRORS = frozenset(
     "dns_timeout dns_error destination_not_found destination_unavailable destination_ip_prohibited "
