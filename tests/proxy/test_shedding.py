@@ -15,6 +15,7 @@ from gateway.core.shedding import RANKS, Priority, Shedding
 from gateway.core.view import ClusterTimeouts, Limits, Route
 from gateway.proxy.shedder import ClusterLimiter
 from tests.proxy.test_hops import two_regions
+from tests.proxy.test_hot_path import Counted
 from tests.support.client import Client, Reply, once
 from tests.support.dataplane import DataPlane, cluster, data_plane, view
 from tests.support.fleet import request, until
@@ -304,3 +305,21 @@ async def test_who_is_turned_away_takes_nobodys_place_while_it_lingers(tmp_path:
             await client.close()
         await until(lambda: is_so(not plane.worker.downs), "all are gone")
         assert plane.worker.turning == 0
+
+
+async def test_it_makes_no_task_no_future_and_no_timer_per_request(tmp_path: Path) -> None:
+    async with plane_before(Gate(), tmp_path) as plane:
+        client = await Client.connect(plane.port)
+        assert (await client.ask(GET)).status == 200
+        worker = plane.worker
+        counted_loop = Counted(worker.loop)
+        worker.loop = counted_loop  # type: ignore[assignment]
+        for _ in range(100):
+            assert (await client.ask(GET)).status == 200
+        shut(plane)
+        for _ in range(100):
+            is_shed(await client.ask(GET))
+        assert counted_loop.calls == []
+        assert limiter(plane).in_hand == 0
+        worker.loop = counted_loop._loop
+        await client.close()
