@@ -8,20 +8,21 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.bus.messages import BreakerTurned, ForceBreaker
+from gateway.bus.messages import BreakerTurned, EndpointEjected, ForceBreaker
 from gateway.bus.server import BusPeer
 from gateway.control.breakers import Breakers
 from gateway.control.facts import Facts
 from gateway.control.shown_breakers import breakers, wanted
 from gateway.core.breaker import BreakerRule, State
-from gateway.core.view import Cluster, View
+from gateway.core.outliers import OutlierRule
+from gateway.core.view import Cluster, Endpoint, View
 
 VIEW = View(
     "us",
     clusters={
         "app": Cluster("app", (), breaker=BreakerRule()),
         "web": Cluster("web", (), breaker=BreakerRule(fallback="app")),
-        "off": Cluster("off", ()),
+        "off": Cluster("off", (Endpoint("a:1", "10.0.0.1", 1),), outliers=OutlierRule()),
     },
 )
 
@@ -108,6 +109,22 @@ def test_what_is_shown(world: World) -> None:
     assert rows["app", "acme"].state == "ramping"
     assert rows["web", None].state == "closed"
     assert set(rows) == {("app", None), ("web", None), ("app", "acme")}
+
+
+def test_endpoints_that_workers_leave_out(world: World) -> None:
+    def says(worker: int, left_s: float, endpoint: str = "10.0.0.1:1") -> None:
+        world.table.endpoint_ejected(world.peers[worker], EndpointEjected("off", endpoint, left_s, "5 errors in a row"))
+
+    says(0, 30.0)
+    says(1, 60.0)
+    says(1, 60.0, "10.9.9.9:1")
+    facts = cast(Facts, SimpleNamespace(breakers=world.table))
+    [row] = breakers(facts, world.now).ejected
+    assert (row.cluster, row.endpoint, row.workers, row.ends_in_s) == ("off", "10.0.0.1:1", [0, 1], 60.0)
+    says(1, 0.0)
+    assert [out.workers for out in breakers(facts, world.now).ejected] == [[0]]
+    world.table.left(world.peers[0])
+    assert breakers(facts, world.now).ejected == []
 
 
 def test_an_operators_word_reaches_workers_that_start_later_until_it_ends(world: World) -> None:

@@ -15,6 +15,7 @@ from gateway.settings.schema import (
     ClusterSettings,
     HealthSettings,
     Listen,
+    OutlierSettings,
     RegionSettings,
     Scheme,
     Settings,
@@ -174,3 +175,23 @@ def test_a_cluster_whose_breakers_are_all_open_cannot_serve(judge: Judge) -> Non
     judge.broken = frozenset()
     found = judge.conclude(101.0)
     assert (found.unable, found.shares) == ((), {"app": SHARE_FIRST})
+
+
+def test_how_many_failed_connects_take_an_endpoint_down_is_the_clusters_to_say() -> None:
+    web = msgspec.structs.replace(SETTINGS.clusters["web"], outliers=OutlierSettings(connect_failures=5))
+    app = msgspec.structs.replace(SETTINGS.clusters["app"], outliers=OutlierSettings(connect_failures=1))
+    settings = msgspec.structs.replace(SETTINGS, clusters={"app": app, "web": web})
+    judge = Judge()
+    judge.cover(settings, build_view(settings, Conditions(addresses=ADDRESSES), 0), ADDRESSES)
+    assert not judge.connects_failed("web", "10.0.0.9:80", 4)
+    assert judge.connects_failed("web", "10.0.0.9:80", 5)
+    assert judge.connects_failed("app", "10.0.0.1:80", 1)
+
+
+def test_a_cluster_whose_breaker_is_open_everywhere_cannot_serve(judge: Judge) -> None:
+    judge.broken = frozenset({"web", "gone"})
+    found = judge.conclude(0.0)
+    assert found.unable == ("web",)
+    assert not build_view(SETTINGS, found, 1).clusters["web"].can_serve
+    judge.broken = frozenset()
+    assert judge.conclude(0.0).unable == ()
