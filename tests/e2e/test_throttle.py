@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -107,9 +107,9 @@ async def test_a_limit_over_four_gateways_and_an_outage(parts: tuple[int, ...], 
 
 @pytest.mark.faults
 async def test_a_hot_tenant_costs_the_others_nothing(tmp_path: Path):
-    """FAULTS 31: 40/s allowed, 800/s asked for; four others at 25/s each, alone and beside it in turn."""
+    """FAULTS 31: 10/s allowed, 200/s asked for; four others at 25/s each, alone and beside it in turn."""
     names = ("noisy", *(f"other-{n}" for n in range(4)))
-    lines = (f"  {n}: {{home: {US}{', limits: {rate: 40/s}' if n == 'noisy' else ''}}}\n" for n in names)
+    lines = (f"  {n}: {{home: {US}{', limits: {rate: 10/s}' if n == 'noisy' else ''}}}\n" for n in names)
     fleet = Fleet(tmp_path, [US], "tenants:\n" + "".join(lines))
     fleet[US].workers = 2
     async with Application() as application:
@@ -117,17 +117,21 @@ async def test_a_hot_tenant_costs_the_others_nothing(tmp_path: Path):
         try:
             await fleet.start()
             others = [Target(fleet[US].http, f"{name}.demo.test", 25.0, 8) for name in names[1:]]
-            noisy = Target(fleet[US].http, "noisy.demo.test", 800.0, 32)
+            noisy = Target(fleet[US].http, "noisy.demo.test", 200.0, 32)
             rises, failed, admitted = [], 0, []
             for _ in range(5):
                 p99 = []
-                for wanted in (others, [*others, noisy]):
-                    async with Load(wanted, 4.0) as load:
+                for is_noisy in (False, True):
+                    async with AsyncExitStack() as stack:  # two processes: offering so much is not what is measured
+                        beside = await stack.enter_async_context(Load([noisy], 5.0)) if is_noisy else None
+                        load = await stack.enter_async_context(Load(others, 4.0))
                         results = await load.results()
-                    seconds = sorted(second for result in results[:4] for second in result.seconds)
+                        if beside is not None:
+                            (hot,) = await beside.results()
+                            admitted.append((hot.admitted(1.0, 4.0) - 1) / (3.0 * 10.0))
+                    seconds = sorted(second for result in results for second in result.seconds)
                     p99.append(seconds[int(0.99 * (len(seconds) - 1))])
-                    failed += sum(sums([result]).total() - result.total(200) for result in results[:4])
-                    admitted += [result.admitted(1.0, 4.0) / (3.0 * 40.0) for result in results[4:]]
+                    failed += sum(sums([result]).total() - result.total(200) for result in results)
                 rises.append(p99[1] / p99[0] - 1.0)
             hold("31", "hot tenant: the others' requests that failed", failed, 0, "")
             hold("31", "hot tenant: admitted above its limit", statistics.median(admitted) - 1.0, 0.03, "%")
