@@ -78,6 +78,19 @@ def check(
 
 
 @app.command()
+def throttles(
+    admin: breakers_app.Admin = breakers_app.DEFAULT_ADMIN,
+    token_file: breakers_app.TokenFile = None,
+    insecure: breakers_app.Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Show the limits of a running gateway that refuse, or are about to, by its admin API."""
+    from gateway.cli.throttles import throttles as command
+
+    raise typer.Exit(command(admin, token_file, insecure, as_json))
+
+
+@app.command()
 def explain(
     host: Annotated[str, typer.Option("--host", metavar="NAME", help="The request's Host.")],
     config: Config = DEFAULT_CONFIG,

@@ -4,7 +4,10 @@ for twenty times its limit (FAULTS 31)."""
 from __future__ import annotations
 
 import asyncio
+import re
 import statistics
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -84,8 +87,16 @@ async def test_a_limit_holds_over_gateways_and_says_so(tmp_path: Path):
         assert row["refused"] > 0
         assert 0.3 < row["share"] < 0.7
         assert shown["problem"]
+        printed = await asyncio.to_thread(throttles_of, fleet[US].admin)
+        assert re.search(r"^tenant +acme +rate +[0-9.]+ % +[0-9.]+ % +[0-9]+$", printed, re.MULTILINE), printed
         refused = {"scope": "tenant", "limit": "rate", "outcome": "refused"}
         assert await fleet[US].metric("landbridge_throttled_total", **refused) > 100
+
+
+def throttles_of(admin: int) -> str:
+    """What `landbridge throttles` prints."""
+    command = [sys.executable, "-m", "gateway", "throttles", "--admin", f"http://127.0.0.1:{admin}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.faults
