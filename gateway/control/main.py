@@ -64,8 +64,8 @@ from gateway.control.reload import (
     Loaded,
     NoConfiguration,
     starting_point,
-    write_candidate,
 )
+from gateway.control.replacement import Replacement
 from gateway.control.shares.keeper import ShareKeeper
 from gateway.control.sources.confirm import CONFIRMED_FILE
 from gateway.control.sources.kinds import SOURCES
@@ -84,13 +84,6 @@ LOG = logging.getLogger("landbridge.control")
 
 STOP_MARGIN_S: Final = 2.0
 """What control stays beyond `drain.limit`, so that it is there for the last worker and never for ever."""
-
-READERS_EVERY_S: Final = 60.0
-"""How often slots of dead readers are freed, besides at each worker's exit."""
-
-REPLACE_LIMIT_S: Final = 60.0
-REPLACE_LIMIT_EACH_S: Final = 25.0
-"""When the supervisor is given up: it says itself when a worker does not serve within 20 s."""
 
 SHUTDOWN_S: Final = 1.0
 """What admin requests under way get when control ends."""
@@ -164,9 +157,7 @@ class Control:
         self.redis = start.settings.tenant_map.redis
         self.channel: Channel | None = None
         self.admin_address = start.settings.listen.admin
-        self.candidate: Settings | None = None
-        self.tickets = 0
-        self.replaced: asyncio.Future[str] | None = None
+        self.replacement = Replacement(state_dir, self.ask)
         self.hears: dict[type, Callable[[BusPeer, Any], None]] = {
             Hello: self.hello,
             Applied: self.view_applied,
@@ -204,7 +195,7 @@ class Control:
             (self.shares.run, "share limits out"),
             (self.shares.ask, "ask for shares of limits"),
             (self.tick, "judge by time"),
-            (self.free_readers, "free readers"),
+            (facts.map_file.free_readers, "free readers"),
             (self.begin, "read files"),
         ):
             self.tasks.keep(work, name)
@@ -261,8 +252,8 @@ class Control:
                 self.stopped.set()
             case "processes":
                 self.processes_changed(message)
-            case "replaced" if message.get("ticket") == self.tickets:
-                self.replacement_ended(str(message.get("why", "")))
+            case "replaced":
+                self.replacement.answered(message.get("ticket"), str(message.get("why", "")))
 
     def ask(self, message: dict[str, Any]) -> bool:
         """Say something to the supervisor; False when it does not hear."""
@@ -304,7 +295,7 @@ class Control:
 
     def supervisor_lost(self) -> None:
         LOG.error("the supervisor is gone: draining for %g s", self.facts.settings.drain.limit)
-        self.replacement_ended("the supervisor is gone")
+        self.replacement.failed("the supervisor is gone")
         self.drain()
         asyncio.get_running_loop().call_later(self.facts.settings.drain.limit, self.stopped.set)
 
@@ -318,30 +309,11 @@ class Control:
         old, new = self.facts.settings, loaded.settings
         await self.names.use(new)
         self.keys.cover(old, new)
-        self.tickets += 1
-        self.candidate = new
-        self.replaced = asyncio.get_running_loop().create_future()
-        limit_s = REPLACE_LIMIT_S + REPLACE_LIMIT_EACH_S * new.workers
-        try:
-            await asyncio.to_thread(write_candidate, self.facts.state_dir, loaded.sources)
-            if not self.ask({"ask": "replace", "ticket": self.tickets, "configuration": True}):
-                return "the supervisor does not hear"
-            async with asyncio.timeout(limit_s):
-                why = await self.replaced
-        except OSError as error:
-            why = f"{self.facts.state_dir}: {error.strerror}"
-        except TimeoutError:
-            why = f"the supervisor did not answer within {limit_s:g} s"
-        finally:
-            self.candidate = self.replaced = None
+        why = await self.replacement.run(loaded)
         if why:
             self.names.only(old)
             self.keys.cover(old)
         return why
-
-    def replacement_ended(self, why: str) -> None:
-        if self.replaced is not None and not self.replaced.done():
-            self.replaced.set_result(why)
 
     async def apply(self, settings: Settings) -> None:
         """Make new settings the gateway's: names first, so that workers never see a cluster without addresses."""
@@ -426,11 +398,6 @@ class Control:
         if (self.facts.state_dir / CONFIRMED_FILE).exists():
             await self.facts.tenants.reload("confirmed")
 
-    async def free_readers(self) -> None:
-        while True:
-            await asyncio.sleep(READERS_EVERY_S)
-            await asyncio.to_thread(self.facts.writer.check_readers)
-
     # --- workers
 
     def connected(self, peer: BusPeer) -> None:
@@ -464,8 +431,7 @@ class Control:
         facts.applied.pop(slot, None)
         self.acknowledge()
         facts.removed_filters = {key: why for key, why in facts.removed_filters.items() if key[0] != slot}
-        is_newcomer = self.candidate is not None and message.digest == self.candidate.digest
-        settings = self.candidate if self.candidate is not None and is_newcomer else facts.settings
+        settings = self.replacement.settings_for(message.digest, facts.settings)
         peer.send(Configured(facts.generation, settings))
         peer.send(facts.conditions)
         self.keys.greet(peer)

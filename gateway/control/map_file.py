@@ -26,6 +26,7 @@ LOG = logging.getLogger("landbridge.control")
 LOOK_S: Final = 1.0
 """How often the files are looked at by stat: as often as workers look."""
 
+READERS_EVERY_S: Final = 60.0
 CHECK_EVERY_S: Final = 60.0
 CHECK_SHARE: Final = 100
 """A check runs each minute, or at most a hundredth of the time where the map is so large that it takes longer."""
@@ -135,6 +136,12 @@ class MapFile:
     def changed(self) -> None:
         """The map is another: so must its copy be, soon."""
         self._dirty.set()
+
+    async def free_readers(self) -> None:
+        """Free slots of dead readers from time to time, besides at each worker's exit."""
+        while True:
+            await asyncio.sleep(READERS_EVERY_S)
+            await asyncio.to_thread(self._writer.check_readers)
 
     async def keep_snapshot(self) -> None:
         """Write the snapshot after each change; at the start only if it is not what the map is."""
