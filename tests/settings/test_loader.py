@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from gateway.core.placement import Misroute
-from gateway.settings import keys
+from gateway.settings import cluster_keys, keys
 from gateway.settings.document import Leaf, Source, parse_value
 from gateway.settings.loader import decode_sources, digest, encode_sources, load, masked, read_sources, warnings_for
 from gateway.settings.machine import usable_cores
@@ -642,7 +642,7 @@ def test_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
         assert value == _struct_default(settings, path), path
         checked += 1
     assert checked > 25
-    health = {key.rpartition(".")[2]: k.default for key, k, _ in every_key(keys.HEALTH) if k.default}
+    health = {key.rpartition(".")[2]: k.default for key, k, _ in every_key(cluster_keys.HEALTH) if k.default}
     assert health == {
         "interval": "5s", "healthy": "2", "unhealthy": "3", "timeout": "5s", "jitter": "10%", "status": "[2xx]"
     }  # fmt: skip
