@@ -156,7 +156,10 @@ class Shedder:
 
     def configure(self, view: View, now: float) -> None:
         """Take a new View's rules; limits that its clusters still have go on from where they are."""
-        rules, self.rules = view.shedding, view.shedding
+        rules = view.shedding
+        if self.rules is None:
+            self._ticked = now  # it did not come late while nobody called it
+        self.rules = rules
         gone = [name for name in self.limiters if rules is None or name not in view.clusters]
         for name in gone:
             limiter = self.limiters.pop(name)
@@ -165,7 +168,6 @@ class Shedder:
         if rules is None:
             self.pressure, self.pressing = Pressure(), False
             return
-        self._ticked = self._ticked or now
         for limiter in self.limiters.values():
             limiter.limit.bound(rules.low, rules.high)
 

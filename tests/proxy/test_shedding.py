@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from gateway.bus.stats import StatsFile
 from gateway.core.placement import Placement
 from gateway.core.shedding import RANKS, Priority, Shedding
 from gateway.core.view import ClusterTimeouts, Limits, Route
-from gateway.proxy.shedder import ClusterLimiter
+from gateway.proxy.meters import Meters
+from gateway.proxy.shedder import ClusterLimiter, Shedder
 from tests.proxy.test_hops import two_regions
 from tests.proxy.test_hot_path import Counted
 from tests.support.client import Client, Reply, once
@@ -323,3 +325,18 @@ async def test_it_makes_no_task_no_future_and_no_timer_per_request(tmp_path: Pat
         assert limiter(plane).in_hand == 0
         worker.loop = counted_loop._loop
         await client.close()
+
+
+def test_a_tick_after_a_pause_in_which_it_was_off_is_not_late(tmp_path: Path) -> None:
+    stats = StatsFile(tmp_path / "worker-0.stats")
+    meters = Meters(stats, 0, 10)
+    shedder, on = Shedder(meters, 0, 0.1), view(cluster("app", 9), shedding=RULES)
+    shedder.configure(on, 100.0)
+    shedder.tick(100.1)
+    shedder.configure(view(cluster("app", 9)), 100.2)
+    shedder.configure(on, 900.0)
+    shedder.tick(900.1)
+    assert shedder.pressure.lag_s == 0
+    shedder.tick(900.7)
+    assert shedder.pressure.lag_s > 0.1
+    meters.close()
