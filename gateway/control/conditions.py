@@ -90,6 +90,7 @@ class Judge:
             down=down,
             draining=draining,
             unable=tuple(sorted(unable)),
+            broken=tuple(sorted(name for name in self.broken.intersection(unable) if self.health.has_usable(name))),
             peers=self.peers.judge(now),
             isolated=self.isolation.judge(now),
             shares=self._shares(now),

@@ -150,6 +150,10 @@ class Health:
         found = self.find(cluster, endpoint)
         return False if found is None else found.connects_failed(count)
 
+    def has_usable(self, cluster: str) -> bool:
+        """Whether an endpoint of it is up."""
+        return any(endpoint.up for endpoint in self.clusters[cluster].endpoints.values())
+
     def settle(self, now: float, broken: Set[str] = frozenset()) -> list[str]:
         """Names of the clusters that turned. `broken`: see `ClusterHealth.settle`."""
         return [name for name, cluster in self.clusters.items() if cluster.settle(now, name in broken)]

@@ -39,7 +39,8 @@ class Conditions(msgspec.Struct, tag=True, frozen=True):
 
     `addresses`: bare host name to the addresses it resolved to (last good answer).
     `discovered`: endpoint as written (`dns://app.internal:9000`) to what it stands for; absent: nothing known yet.
-    `down` and `draining`: cluster name to endpoint keys (`address:port`). `unable`: clusters that cannot serve.
+    `down` and `draining`: cluster name to endpoint keys (`address:port`). `unable`: clusters that cannot serve,
+    `broken` those of them that only their breakers keep from it.
     `isolated`: no other region was heard of for longer than `tenant_map.partition_after`. `shares`: own clusters that
     are coming back, or drained (`core.ramp`). `failover_mode` ("" is off) and `max_traffic` (requests a second of this
     gateway, None: no limit) are what operators switched for the region (`core.switches`).
@@ -51,6 +52,7 @@ class Conditions(msgspec.Struct, tag=True, frozen=True):
     down: dict[str, tuple[str, ...]] = {}
     draining: dict[str, tuple[str, ...]] = {}
     unable: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
     peers: dict[str, PeerCondition] = {}
     isolated: bool = False
     shares: dict[str, float] = {}

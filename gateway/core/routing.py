@@ -196,9 +196,12 @@ def _home_here(request: RequestFacts, placement: Placement, view: View, steps: T
         steps.add("rule 3: home is here, cluster {}", f"takes {share:.0%} of who can go elsewhere", cluster)
         return _standby(request, placement, view, cluster, steps, place) or _local(view.region, cluster, "home")
     steps.add("rule 3: home is here, cluster {}", "cannot serve", cluster)
-    return _failover(request, placement, view, cluster, steps, place) or _reject(
-        "cluster_unavailable", "home", view.region
-    )
+    decision = _failover(request, placement, view, cluster, steps, place)
+    known = view.clusters.get(cluster)
+    if decision is None and known is not None and known.broken:
+        steps.add("no standby", "its breaker answers")  # which knows when it is worth to ask again, and lets probes pass
+        return _local(view.region, cluster, "home")
+    return decision or _reject("cluster_unavailable", "home", view.region)
 
 
 def _home_elsewhere(

@@ -111,8 +111,9 @@ class ClusterTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A named set of endpoints. `can_serve` is control's word for the whole gateway. `share` below 1: it is coming
-    back, or drained, and takes that share of the clients that have another region to go to (`core.ramp`).
+    """A named set of endpoints. `can_serve` is control's word for the whole gateway; `broken`: it cannot, because its
+    breaker is open in all workers. `share` below 1: it is coming back, or drained, and takes that share of the
+    clients that have another region to go to (`core.ramp`).
 
     `usable` are the endpoints that may get new requests: up and not draining, of the first priority that has some.
     `connections_max` and `pending_max` are one worker's share of the gateway's limits.
@@ -126,6 +127,7 @@ class Cluster:
     connections_max: int = 1024
     pending_max: int = 1024
     can_serve: bool = True
+    broken: bool = False
     region: str | None = None
     share: float = 1.0
     breaker: BreakerRule | None = None

@@ -164,6 +164,7 @@ def _cluster(
         pending_max=_share(written.limits.pending, settings.workers),
         # what another region can serve is said by its own gateways, through the abilities
         can_serve=name not in conditions.unable and (usable or region is not None),
+        broken=name in conditions.broken,
         region=region,
         share=conditions.shares.get(name, 1.0),
         breaker=None if written.breaker is None else _breaker(written.breaker, settings.workers),

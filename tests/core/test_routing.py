@@ -604,3 +604,14 @@ def test_location_never_depends_on_host(
     usual = go(placement, view, browser(host="x.test"), resolved=resolved)
     if decision.kind is Kind.EXTERNAL_REDIRECT:
         assert decision == usual, "a Host may forbid a redirect, never shape it"
+
+
+def test_a_cluster_that_only_its_breaker_stops_is_left_to_it_where_nobody_else_serves() -> None:
+    """The breaker knows when it is worth to ask again, and needs requests to find that out."""
+    for broken in (True, False):
+        app = Cluster("app", (), can_serve=False, broken=broken)
+        here = View("us", clusters={"app": app}, regions={"us": Region("us", None)})
+        found = go(Placement(tenant="acme", home="us"), here)
+        assert found == (
+            Decision(Kind.LOCAL, "home", "us", "app") if broken else refused("cluster_unavailable", "home", "us")
+        )
