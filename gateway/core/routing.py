@@ -199,7 +199,7 @@ def _home_here(request: RequestFacts, placement: Placement, view: View, steps: T
     decision = _failover(request, placement, view, cluster, steps, place)
     known = view.clusters.get(cluster)
     if decision is None and known is not None and known.broken:
-        steps.add("no standby", "its breaker answers")  # which knows when it is worth to ask again, and lets probes pass
+        steps.add("no standby", "its breaker answers")  # it knows when it is worth to ask again, and lets probes pass
         return _local(view.region, cluster, "home")
     return decision or _reject("cluster_unavailable", "home", view.region)
 
