@@ -336,7 +336,7 @@ def test_a_tick_after_a_pause_in_which_it_was_off_is_not_late(tmp_path: Path) ->
     shedder.configure(view(cluster("app", 9)), 100.2)
     shedder.configure(on, 900.0)
     shedder.tick(900.1)
-    assert shedder.pressure.lag_s == 0
+    assert shedder.pressure.lag_s < 1e-9
     shedder.tick(900.7)
     assert shedder.pressure.lag_s > 0.1
     meters.close()
