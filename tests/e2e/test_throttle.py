@@ -114,6 +114,13 @@ async def test_a_limit_over_four_gateways_and_an_outage(parts: tuple[int, ...], 
         hold("31", f"throttle {parts}, Redis killed: below the limit in 30 s", 1.0 - found, 0.1, "%")
         most = max(part(results, float(n), n + 10.0) for n in range(1, 27))
         hold("31", f"throttle {parts}, Redis killed: most in 10 s above it", most - 1.0, 0.03, "%")
+        async with Load(targets(fleet, parts), 8.0) as load:
+            await asyncio.sleep(max(0.0, load.begin + 3.0 - asyncio.get_running_loop().time()))
+            fleet.servers[US].start()
+            results = await load.results()
+        found = part(results, 1.0, 8.0)
+        hold("31", f"throttle {parts}, Redis back: above the limit", found - 1.0, 0.03, "%")
+        hold("31", f"throttle {parts}, Redis back: below the limit", 1.0 - found, 0.1, "%")
 
 
 @pytest.mark.faults
