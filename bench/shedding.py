@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.hot_path import ANSWER, HEAD
 from gateway.core.placement import Placement
-from gateway.core.shedding import RANKS, Priority, Shedding
+from gateway.core.shedding import RANKS, Shedding
 from gateway.proxy.upstream import Upstream
 from tests.support.dataplane import DataPlane, cluster, data_plane, view
 from tests.support.transports import Dropped
 
-RULES = Shedding(1_000, 10_000, "priority", routes=((b"/api/", Priority.CRITICAL), (b"/", None)))
+RULES = Shedding(1_000, 10_000, "priority")
 TICK_EVERY = 500
 """Requests between two ticks: some 5,000 a second."""
 

@@ -38,7 +38,7 @@ class ShedFilter:
             return None
         hop, placement = exchange.hop, exchange.placement
         labels = _NO_LABELS if placement is None else placement.labels
-        if hop is not None or rules.by_request:
+        if hop is not None or rules.routes or rules.header is not None:
             fields = None if hop is None else hop.fields
             claimed = self._claimed(exchange, rules) if hop is None else ()
             priority = class_of(rules, fields, claimed, exchange.request.target, labels)

@@ -49,11 +49,6 @@ class Shedding:
     routes: tuple[tuple[bytes, Priority | None], ...] = ()
     shadow: bool = False
 
-    @property
-    def by_request(self) -> bool:
-        """Whether anything but the tenant decides."""
-        return self.header is not None or bool(self.routes)
-
 
 def class_of(
     rules: Shedding, hop: Mapping[str, str] | None, claimed: Sequence[bytes], target: bytes, labels: Mapping[str, str]
