@@ -125,7 +125,7 @@ def _without(view: View, struck: frozenset[str], record: Placement, request: Req
         name = cluster_of(record, request, view)
         known = view.clusters.get(name)
         if known is not None:
-            clusters = {**view.clusters, name: dataclasses.replace(known, can_serve=False)}
+            clusters = {**view.clusters, name: dataclasses.replace(known, can_serve=False, broken=False)}
             view = dataclasses.replace(view, clusters=clusters)
     return view
 

@@ -225,3 +225,12 @@ def test_an_override_is_decided_like_a_record():
     overrides.put("acme", verdict(HERE), 0.0)
     decision = decide(Facts(), TENANT, overrides.over("acme", record(THERE), None, 1.0), knowing(), True)
     assert (decision.kind, decision.region) == (Kind.LOCAL, HERE)
+
+
+def test_a_breaker_that_refused_is_not_asked_again():
+    view = knowing()
+    app = dataclasses.replace(view.clusters["app"], can_serve=False, broken=True)
+    view = dataclasses.replace(view, clusters={**view.clusters, "app": app})
+    assert decide(Facts(), TENANT, record(HERE), view, True).kind is Kind.LOCAL
+    step = follow(Unconnected("breaker_open"), HERE, Trail(record(HERE)), Facts(), TENANT, view)
+    assert (step.decision.kind, step.decision.flag) == (Kind.REJECT, "breaker_open")

@@ -241,6 +241,17 @@ async def test_an_operators_word_holds_and_is_told(plane: DataPlane, origin: Ori
     assert turns(plane) == ["forced_open", "forced_closed", "open", "closed"], "nobody but acme asked, in the end"
 
 
+async def test_what_control_knows_to_be_broken_is_refused_by_the_breaker(
+    plane: DataPlane, origin: Origin, asking: Asking
+) -> None:
+    plane.worker.force_breaker(ForceBreaker("app", "", "open", 60.0, "x"))
+    plane.swap(clusters={"app": cluster("app", origin.port, breaker=RULE, can_serve=False, broken=True)})
+    reply = await asking.once("acme")
+    assert (reply.status, reply.value("retry-after"), b"breaker_open" in reply.body) == (503, "60", True)
+    plane.worker.force_breaker(ForceBreaker("app", "", ""))
+    assert (await asking.once("acme")).status == 200, "the probe that finds out that it is well again"
+
+
 async def test_a_reload_keeps_breakers_and_takes_another_rule(plane: DataPlane, asking: Asking, origin: Origin) -> None:
     plane.worker.force_breaker(ForceBreaker("app", "", "open", 60.0, "x"))
     other = BreakerRule(window=5.0)
