@@ -151,8 +151,9 @@ class Health:
         return False if found is None else found.connects_failed(count)
 
     def has_usable(self, cluster: str) -> bool:
-        """Whether an endpoint of it is up."""
-        return any(endpoint.up for endpoint in self.clusters[cluster].endpoints.values())
+        """Whether an endpoint of it is up; not of what is not judged here, as other regions' gateways."""
+        known = self.clusters.get(cluster)
+        return known is not None and any(endpoint.up for endpoint in known.endpoints.values())
 
     def settle(self, now: float, broken: Set[str] = frozenset()) -> list[str]:
         """Names of the clusters that turned. `broken`: see `ClusterHealth.settle`."""

@@ -189,9 +189,11 @@ def test_how_many_failed_connects_take_an_endpoint_down_is_the_clusters_to_say()
 
 
 def test_a_cluster_whose_breaker_is_open_everywhere_cannot_serve(judge: Judge) -> None:
-    judge.broken = frozenset({"web", "gone"})
+    judge.broken = frozenset({"web", "gone", "region:eu"})
+    for address in ("10.2.0.1:82", "10.2.0.2:82"):
+        judge.connects_failed("region:eu", address, 3)
     found = judge.conclude(0.0)
-    assert found.unable == ("web",)
+    assert (found.unable, found.broken) == (("region:eu", "web"), ("web",))
     assert not build_view(SETTINGS, found, 1).clusters["web"].can_serve
     judge.broken = frozenset()
     assert judge.conclude(0.0).unable == ()
