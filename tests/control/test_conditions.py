@@ -196,4 +196,4 @@ def test_a_cluster_whose_breaker_is_open_everywhere_cannot_serve(judge: Judge) -
     assert (found.unable, found.broken) == (("region:eu", "web"), ("web",))
     assert not build_view(SETTINGS, found, 1).clusters["web"].can_serve
     judge.broken = frozenset()
-    assert judge.conclude(0.0).unable == ()
+    assert judge.conclude(0.0).unable == ("region:eu",)
