@@ -138,7 +138,7 @@ _ROWS: Final = (
     Metric(
         "landbridge_cluster_share",
         Kind.GAUGE,
-        "Share of the clients with another region to go to that a cluster takes: below 1 while it comes back or drained",
+        "Share of the clients with another region to go to that a cluster takes: below 1 coming back, 0 while drained",
         ("cluster",),
     ),
     Metric(
