@@ -65,7 +65,7 @@ class Origin:
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def start(self, port: int = 0, host: str = "127.0.0.1") -> Origin:
-        self._server = await asyncio.start_server(self._serve, host, port)
+        self._server = await asyncio.start_server(self._serve, host, port, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
