@@ -73,7 +73,7 @@ class Pour:
     def p99(self, start: float, end: float, window_s: float = 2.0) -> float:
         """The median of the windows' 99th percentiles: one stop of a shared machine spoils one window only."""
         found = []
-        for number in range(int((end - start) / window_s)):
+        for number in range(max(1, round((end - start) / window_s))):
             seconds = sorted(
                 one.seconds for one in self.between(start + number * window_s, start + (number + 1) * window_s)
             )
