@@ -89,6 +89,16 @@ class Outliers:
     def why(self, key: str) -> str:
         return self._seen[key].why if key in self._seen else ""
 
+    @property
+    def calm(self) -> bool:
+        """Whether nobody has failed lately: then good answers need only be counted."""
+        return not self._ok_at
+
+    def count(self, key: str, good: int) -> None:
+        """So many good answers of an endpoint came while all was calm."""
+        if (seen := self._seen.get(key)) is not None:
+            seen.total += good
+
     def note(self, key: str, tenant: str, ok: bool, now: float) -> bool:
         """An answer of an endpoint, or what came instead; whether it is ejected for that."""
         seen = self._seen.get(key)

@@ -32,8 +32,8 @@ def forward(relay: Relay, answer: Forward) -> None:
     request = exchange.request
     cluster = relay.worker.cluster(answer.cluster)
     if relay.cluster is not cluster:
-        relay.connects_by = 0.0
         if relay.cluster is not None:
+            relay.connects_by = 0.0
             relay.response_s = max(relay.response_s, relay.cluster.config.timeouts.response)
         relay.cluster = cluster
         relay.tries_left = cluster.config.retries

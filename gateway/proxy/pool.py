@@ -35,7 +35,19 @@ LOCAL_DOWN_S: Final = 2.0
 class EndpointPool:
     """One endpoint's connections in this worker. `busy` counts requests in hand, connects included."""
 
-    __slots__ = ("busy", "cluster", "down_until", "endpoint", "failures", "gone", "idle", "key", "size", "warm_from")
+    __slots__ = (
+        "busy",
+        "cluster",
+        "down_until",
+        "endpoint",
+        "failures",
+        "gone",
+        "good",
+        "idle",
+        "key",
+        "size",
+        "warm_from",
+    )
 
     def __init__(self, cluster: ClusterPool, endpoint: Endpoint) -> None:
         self.cluster = cluster
@@ -47,6 +59,8 @@ class EndpointPool:
         self.failures = 0
         self.down_until = 0.0
         self.gone = False
+        self.good = 0
+        """Good answers that its cluster's watch has not been told yet: it takes them ten times a second."""
         self.warm_from = 0.0
         """Since when it is eased in (monotonic seconds); 0: it is not."""
 

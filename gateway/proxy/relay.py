@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gateway.core.errors import FLAGS, GatewayError
 from gateway.core.exchange import Exchange
-from gateway.core.filtering import Answer, Forward, Park, Respond
+from gateway.core.filtering import Answer, Forward, Park, Respond, name_of
 from gateway.core.http1.body import chunk, last_chunk
 from gateway.core.http1.head import Request, Response
 from gateway.core.retry import Failure, NotRetried
@@ -93,13 +93,13 @@ class Relay:
                 self.task = self.worker.spawn(self._run_async())
                 return
             answer: Any = None
-            for step in chain.inbound:
+            for step in chain.steps:
                 answer = step(exchange)
                 if answer is not None:
                     break
             else:
                 step = None  # a filter named an endpoint that there is not: no step at hand is to blame
-                step = chain.endpoints[exchange.endpoint]
+                step = chain.ends[exchange.endpoint]
                 answer = step(exchange)
             self._execute(answer)
         except GatewayError as error:
@@ -114,7 +114,7 @@ class Relay:
         step: Any = None
         try:
             answer: Any = None
-            for step in chain.inbound:
+            for step in chain.steps:
                 answer = step(exchange)
                 if isinstance(answer, Awaitable):
                     answer = await answer
@@ -122,7 +122,7 @@ class Relay:
                     break
             else:
                 step = None  # a filter named an endpoint that there is not: no step at hand is to blame
-                step = chain.endpoints[exchange.endpoint]
+                step = chain.ends[exchange.endpoint]
                 answer = step(exchange)
                 if isinstance(answer, Awaitable):
                     answer = await answer
@@ -137,7 +137,7 @@ class Relay:
 
     def answer(self) -> None:
         """Run the endpoint filter again: a peer's verdict changed where the request goes."""
-        step: Any = self.worker.chain.endpoints[self.exchange.endpoint]
+        step: Any = self.worker.chain.ends[self.exchange.endpoint]
         forwarding.withhold_no_more(self)
         try:
             self._execute(step(self.exchange))
@@ -149,7 +149,7 @@ class Relay:
 
     def _broken(self, step: Any) -> None:
         """A filter (or this relay) has a bug: this request pays for it, no other one does."""
-        name = getattr(step, "name", "relay")
+        name = name_of(step)
         if name not in self.broken:  # an outbound filter also sees our answer to its own failure
             self.broken += (name,)
             self.worker.filter_failed(name, self.exchange.request_id)
@@ -157,7 +157,7 @@ class Relay:
     def _outbound(self) -> bool:
         """Show the response's head to the outbound filters. False when one of them failed."""
         whole = True
-        for step in self.worker.chain.outbound:
+        for step in self.worker.chain.outs:
             try:
                 step(self.exchange)
             except Exception:
@@ -212,8 +212,11 @@ class Relay:
         refusal = None if region is None else hops.read_refusal(response, exchange)
         watch = up.pool.cluster.watch
         if watch is not None:  # a peer that answers is well: what it says of its application is no failure of its own
-            ok = response.status < 500 or region is not None
-            watch.note(up.pool, exchange.tenant, ok, now - self.sent_at, now)
+            if watch.calm and (response.status < 500 or region is not None):
+                up.pool.good += 1
+            else:
+                ok = response.status < 500 or region is not None
+                watch.note(up.pool, exchange.tenant, ok, now - self.sent_at, now)
         if region is not None:
             worker.meters.hop(region, "served" if refusal is None else refusal.outcome)
             if refusal is not None:

@@ -33,6 +33,8 @@ class Watch:
         self.cluster = pool.name
         self.blame = Blame(NO_BREAKER, self.worker.now(), random.random)
         self.outliers: Outliers | None = None
+        self.calm = True
+        """Nothing has failed lately, nothing is refused: good answers need only be counted."""
         self._shown = (State.CLOSED, "")
 
     def use(self, config: Cluster) -> None:
@@ -71,10 +73,13 @@ class Watch:
         """One try ended: told once for each, at the response's head or when there will be none.
 
         Not ok: status 500 and above, reset, timeout, malformed, no connection (then `tenant` is ""). Never told: a
-        client that left, a pooled connection that was found closed and replaced, a wait for a connection in vain.
+        client that left, a pooled connection that was found closed and replaced, a wait for a connection in vain. While
+        the watch is `calm`, a good answer may be counted in `pool.good` instead.
         """
         blame = self.blame
-        if ok and not blame.tenants and not blame.active:  # nothing to be said but one more, nearly always
+        if self.calm:
+            self._count(now)
+        if ok and not blame.tenants and not blame.active:
             window = blame.own.window
             if now >= window.ends:
                 window.advance(now)
@@ -86,11 +91,29 @@ class Watch:
         outliers = self.outliers
         if outliers is not None and tenant and outliers.note(pool.key, tenant, ok, now):
             self._ejected([pool.key], now)
+        self._look()
+
+    def _count(self, now: float) -> None:
+        """Take in what was only counted."""
+        window, outliers = self.blame.own.window, self.outliers
+        window.advance(now)
+        for pool in self.pool.endpoints.values():
+            if pool.good:
+                window.fresh += pool.good
+                if outliers is not None:
+                    outliers.count(pool.key, pool.good)
+                pool.good = 0
+
+    def _look(self) -> None:
+        blame, outliers = self.blame, self.outliers
+        self.calm = not (blame.tenants or blame.active) and (outliers is None or outliers.calm)
 
     # ---- time, control and operators
 
     def sweep(self, now: float) -> None:
         """Ten times a second."""
+        if self.calm:
+            self._count(now)
         self.blame.tick(now)
         if self.blame.turns or self._shown[0] is not State.CLOSED:
             self._tell(now)
@@ -103,6 +126,7 @@ class Watch:
                 self.pool.refresh(back)
                 for key in back:
                     self.worker.tell(EndpointEjected(self.cluster, key))
+        self._look()
 
     def _ejected(self, keys: list[str], now: float) -> None:
         outliers = self.outliers
@@ -118,12 +142,16 @@ class Watch:
 
     def force(self, tenant: str, is_open: bool, left_s: float, reason: str, now: float) -> None:
         """An operator's word for so many seconds."""
+        if self.calm:
+            self._count(now)
         self.blame.force(tenant, is_open, now + left_s, reason, now)
+        self._look()
         self._tell(now)
 
     def release(self, tenant: str, now: float) -> None:
         """The operator takes it back."""
         self.blame.release(tenant, now)
+        self._look()
         self._tell(now)
 
     def all_turned(self, now: float) -> list[BreakerTurned]:
