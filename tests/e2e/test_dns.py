@@ -228,6 +228,12 @@ async def test_whatever_the_name_server_says_the_last_good_answer_serves(fleet: 
 
 async def test_a_killed_control_and_worker_know_the_addresses_without_a_name_server(fleet: DnsFleet) -> None:
     gateway = fleet.gateway
+    kept = gateway.folder / "state" / "names.last-good"
+
+    async def written() -> bool:
+        return f'"{ONE}"' in kept.read_text() and f'"{TWO}"' not in kept.read_text()
+
+    await until(written, "what is known is on disk, too")
     fleet.server.say["*"] = "drop"
     pids = await gateway.pids()
     workers = [worker["pid"] for worker in pids["workers"]]
