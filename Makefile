@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 RUNS = -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11; do $$p $(RUNS) && echo $$p; done))
 ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 SEEDS ?= 10000
 
 # Everything that breaks something on purpose, in full length and with every limit as it is written.
