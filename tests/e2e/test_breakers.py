@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
