@@ -6,6 +6,7 @@ try is harmless, and counts it.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
@@ -13,6 +14,7 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from gateway.settings.redis_url import Layout, RedisUrl
 from gateway.settings.schema import TlsSettings
@@ -21,10 +23,28 @@ Client = Redis | RedisCluster
 
 
 class Connected(NamedTuple):
-    """The client to use, and those that it asks for the way: close them all."""
+    """The client to use, and those that it asks for the way."""
 
     client: Client
     guides: tuple[Redis, ...] = ()
+
+    async def close(self, limit_s: float) -> None:
+        """Close all, each within the limit; errors of a server that is gone do not matter any more."""
+        for client in (self.client, *self.guides):
+            try:
+                async with asyncio.timeout(limit_s):
+                    await client.aclose()
+            except (RedisError, OSError, TimeoutError):
+                pass
+
+    async def hang_up(self) -> None:
+        """Drop pooled connections: after a failover the name may lead to another server."""
+        pool = getattr(self.client, "connection_pool", None)
+        if pool is not None:
+            try:
+                await pool.disconnect(inuse_connections=False)
+            except (RedisError, OSError):
+                pass
 
 
 def connect(url: RedisUrl, tls: TlsSettings | None, timeout_s: float, name: str) -> Connected:

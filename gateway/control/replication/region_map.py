@@ -163,19 +163,14 @@ class RegionMap:
         self.place = redis_url.read(url).bare()
         """Where it is, as it may be shown."""
         self._timeout_s = timeout_s
-        self._client, self._guides = connect(redis_url.read(url), tls, timeout_s, name)
+        self._connected = connect(redis_url.read(url), tls, timeout_s, name)
+        self._client = self._connected.client
 
     def __repr__(self) -> str:
         return f"<RegionMap {self.region} {self.place}>"
 
     async def close(self) -> None:
-        """Close all connections; errors of a server that is gone do not matter any more."""
-        for client in (self._client, *self._guides):
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    await client.aclose()
-            except (RedisError, OSError, TimeoutError):
-                pass
+        await self._connected.close(self._timeout_s)
 
     # --- reading
 
@@ -446,22 +441,13 @@ class RegionMap:
                 raise
             raise MapUnavailable(f"{self.region} ({self.place}): the script is not known") from None
         except TimeoutError:
-            await self._hang_up()
+            await self._connected.hang_up()
             raise MapUnavailable(
                 f"{self.region} ({self.place}): no answer within {limit_s or self._timeout_s:g} s"
             ) from None
         except (RedisError, OSError) as error:
-            await self._hang_up()
+            await self._connected.hang_up()
             raise MapUnavailable(f"{self.region} ({self.place}): {masked_url(str(error))}") from error
-
-    async def _hang_up(self) -> None:
-        """Drop pooled connections: after a failover the name may lead to another server."""
-        pool = getattr(self._client, "connection_pool", None)
-        if pool is not None:
-            try:
-                await pool.disconnect(inuse_connections=False)
-            except (RedisError, OSError):
-                pass
 
     def _wrong(self, found: str) -> WrongRegion:
         return WrongRegion(f"{self.region} ({self.place}): holds the map of {found}, so one of the two URLs is wrong")

@@ -60,11 +60,7 @@ class RegionShares:
         await self._run(["leave", gateway])
 
     async def close(self) -> None:
-        for client in (self._client, *self._connected.guides):
-            try:
-                await client.aclose()
-            except (RedisError, OSError):
-                pass
+        await self._connected.close(TIMEOUT_S)
 
     async def _run(self, arguments: list[str | bytes]) -> Any:
         self.calls += 1
@@ -75,17 +71,8 @@ class RegionShares:
                 except NoScriptError:
                     return await self._client.eval(_SCRIPT, 1, SHARES, *arguments)
         except TimeoutError:
-            await self._hang_up()
+            await self._connected.hang_up()
             raise SharesUnavailable(f"no answer within {TIMEOUT_S:g} s") from None
         except (RedisError, OSError) as error:
-            await self._hang_up()
+            await self._connected.hang_up()
             raise SharesUnavailable(masked_url(str(error))) from error
-
-    async def _hang_up(self) -> None:
-        """After a failover the name may lead to another server."""
-        pool = getattr(self._client, "connection_pool", None)
-        if pool is not None:
-            try:
-                await pool.disconnect(inuse_connections=False)
-            except (RedisError, OSError):
-                pass
