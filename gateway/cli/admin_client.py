@@ -12,6 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,21 @@ ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 TOKEN_BYTES_MAX: Final = 4096
 SCHEMES: Final = {"http": 80, "https": 443}
 _CODES: Final = {400: Exit.BAD_INPUT, 409: Exit.REFUSED}
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Which gateway to ask, and how; without `admin` the one of this machine, which has other ways."""
+
+    admin: str | None
+    token_file: Path | None
+    insecure: bool
+
+    def ask(self, path: str, change: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The object that it answers with; see `ask`."""
+        assert self.admin is not None, "it is asked in other ways"
+        found: dict[str, Any] = json.loads(ask(self.admin, path, (), self.token_file, self.insecure, change))
+        return found
 
 
 def ask(

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.cli.admin_client import ask
+from gateway.cli.admin_client import Gateway
 from gateway.cli.output import Exit, fail, note, print_json, print_table
 from gateway.settings import units
 
 PATH: Final = "/api/v1/breakers"
 COLUMNS: Final = ("cluster", "tenant", "state", "workers", "trips", "ends in", "why")
-
-
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """Which gateway to ask."""
-
-    admin: str
-    token_file: Path | None
-    insecure: bool
-
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(ask(self.admin, path, (), self.token_file, self.insecure, body))
-        return found
 
 
 def listed(gateway: Gateway, as_json: bool) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gateway.cli.options import Json, Reason
+from gateway.cli.options import DEFAULT_ADMIN, Admin, Insecure, Json, Reason, TokenFile
 
 app = typer.Typer(
     help="Circuit breakers of one gateway, by its admin API. A change holds for this gateway, needs a --reason and an "
@@ -16,12 +15,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-DEFAULT_ADMIN = "http://127.0.0.1:8081"
-Admin = Annotated[str, typer.Option("--admin", metavar="URL", help="The gateway's admin API.")]
-TokenFile = Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="Holds the token for --admin.")]
-Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Allow plain HTTP to another machine: it and the way there see the token.")
-]
 Cluster = Annotated[str, typer.Argument(help="A cluster, such as app or region:eu-west-1.")]
 Tenant = Annotated[
     str | None, typer.Option("--tenant", metavar="ID", help="This tenant's breaker at the cluster, not the cluster's.")
@@ -43,8 +36,9 @@ def list_(
 ) -> None:
     """Show every cluster's breaker, and those of tenants that are not closed."""
     from gateway.cli import breakers as command
+    from gateway.cli.admin_client import Gateway
 
-    raise typer.Exit(command.listed(command.Gateway(admin, token_file, insecure), as_json))
+    raise typer.Exit(command.listed(Gateway(admin, token_file, insecure), as_json))
 
 
 @app.command()
@@ -61,8 +55,9 @@ def force(
 ) -> None:
     """Hold a breaker open or closed for a time; then it judges by itself again."""
     from gateway.cli import breakers as command
+    from gateway.cli.admin_client import Gateway
 
-    gateway = command.Gateway(admin, token_file, insecure)
+    gateway = Gateway(admin, token_file, insecure)
     raise typer.Exit(command.force(gateway, cluster, tenant, side.value, lasts, reason, as_json))
 
 
@@ -78,6 +73,7 @@ def clear(
 ) -> None:
     """Let a breaker judge by itself again; one that is open lets probes through at once."""
     from gateway.cli import breakers as command
+    from gateway.cli.admin_client import Gateway
 
-    gateway = command.Gateway(admin, token_file, insecure)
+    gateway = Gateway(admin, token_file, insecure)
     raise typer.Exit(command.force(gateway, cluster, tenant, "auto", "", reason, as_json))

@@ -14,7 +14,7 @@ import typer
 
 from gateway import __version__
 from gateway.cli import breakers_app, map_app, region_app, tenants_app
-from gateway.cli.options import DEFAULT_CONFIG, Config, File, Json, Region
+from gateway.cli.options import DEFAULT_ADMIN, DEFAULT_CONFIG, Admin, Config, File, Insecure, Json, Region, TokenFile
 from gateway.cli.output import Exit, fail, print_json, print_record, print_table
 
 app = typer.Typer(
@@ -79,15 +79,16 @@ def check(
 
 @app.command()
 def throttles(
-    admin: breakers_app.Admin = breakers_app.DEFAULT_ADMIN,
-    token_file: breakers_app.TokenFile = None,
-    insecure: breakers_app.Insecure = False,
+    admin: Admin = DEFAULT_ADMIN,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """Show the limits of a running gateway that refuse, or are about to, by its admin API."""
+    from gateway.cli.admin_client import Gateway
     from gateway.cli.throttles import throttles as command
 
-    raise typer.Exit(command(admin, token_file, insecure, as_json))
+    raise typer.Exit(command(Gateway(admin, token_file, insecure), as_json))
 
 
 @app.command()
@@ -104,13 +105,8 @@ def explain(
     admin: Annotated[
         str | None, typer.Option("--admin", metavar="URL", help="Ask the running gateway whose admin API is there.")
     ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option("--token-file", metavar="FILE", help="Holds the token for --admin.")
-    ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option("--insecure", help="Allow plain HTTP to another machine: it and the way there see the token."),
-    ] = False,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
     as_json: Json = False,
 ) -> None:
     """Say what would happen to a request, and which rule decides: by the code that decides requests.

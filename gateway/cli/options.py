@@ -29,6 +29,12 @@ File = Annotated[
     Path | None,
     typer.Option("--file", "-f", metavar="FILE", help="Read this tenants file (by the rules of -c), not the store."),
 ]
+DEFAULT_ADMIN: Final = "http://127.0.0.1:8081"
+Admin = Annotated[str, typer.Option("--admin", metavar="URL", help="The gateway's admin API.")]
+TokenFile = Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="Holds the token for --admin.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Allow plain HTTP to another machine: it and the way there see the token.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 Input = Annotated[

@@ -7,7 +7,6 @@ and no token, and control answers there. So the rules of safety are judged by wh
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import time
@@ -17,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.cli.admin_client import ask
+from gateway.cli.admin_client import Gateway
 from gateway.cli.authors import Audit, author_of
 from gateway.cli.output import Exit, fail, note, print_json, print_table, time_of
 from gateway.cli.tenants import settings_of
@@ -31,15 +30,6 @@ ANSWER_LIMIT_S: Final = 15.0
 """Control looks each 0.1 s, and reads the whole map before a drain."""
 POLL_S: Final = 0.05
 COLUMNS: Final = ("switch", "value", "since", "until", "by", "why")
-
-
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """Which gateway to ask; without `admin` the one of this machine."""
-
-    admin: str | None
-    token_file: Path | None
-    insecure: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +57,7 @@ def rate_of(text: str) -> str:
 def status(config: Path, region: str | None, gateway: Gateway, as_json: bool) -> int:
     """What is set: as the gateway of `--admin` says, or as the one here keeps it on disk."""
     if gateway.admin is not None:
-        found = json.loads(ask(gateway.admin, "/api/v1/switches", (), gateway.token_file, gateway.insecure))
+        found = gateway.ask("/api/v1/switches")
         _show(found["region"], found["switches"], as_json, shares=found["shares"], problem=found["problem"])
         return int(Exit.DONE)
     _no_token(gateway)
@@ -92,8 +82,7 @@ def switch(config: Path, region: str | None, gateway: Gateway, wish: Wish, as_js
     if gateway.admin is not None:
         body = {"value": wish.value, "reason": author.why, "force": wish.force}
         body |= {"for": wish.lasts} if wish.lasts else {}
-        said = ask(gateway.admin, f"/api/v1/switches/{wish.name}", (), gateway.token_file, gateway.insecure, body)
-        found = json.loads(said)
+        found = gateway.ask(f"/api/v1/switches/{wish.name}", body)
         _say_where(found["everywhere"])
         _show(found["region"], found["switches"], as_json, shares=found["shares"], problem=found["problem"])
         return int(Exit.DONE)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gateway.cli.options import DEFAULT_CONFIG, Actor, Config, Json, Reason, Region
+from gateway.cli.options import DEFAULT_CONFIG, Actor, Config, Insecure, Json, Reason, Region, TokenFile
 from gateway.core.switches import FAILOVER_ALL, FAILOVER_STANDBY, Name
 
 app = typer.Typer(
@@ -18,10 +17,6 @@ app = typer.Typer(
 )
 
 Admin = Annotated[str | None, typer.Option("--admin", metavar="URL", help="Another gateway's admin API.")]
-TokenFile = Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="Holds the token for --admin.")]
-Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Allow plain HTTP to another machine: it and the way there see the token.")
-]
 Lasts = Annotated[str | None, typer.Option("--for", metavar="TIME", help="Switch back by itself after 30m, 2h ...")]
 Force = Annotated[bool, typer.Option("--force", help="Do it although a rule of safety forbids it.")]
 
@@ -42,8 +37,9 @@ def status(
 ) -> None:
     """Show the switches: who set them, why, and until when."""
     from gateway.cli import region as command
+    from gateway.cli.admin_client import Gateway
 
-    raise typer.Exit(command.status(config, region, command.Gateway(admin, token_file, insecure), as_json))
+    raise typer.Exit(command.status(config, region, Gateway(admin, token_file, insecure), as_json))
 
 
 @app.command()
@@ -61,8 +57,9 @@ def drain(
 ) -> None:
     """Send to other regions whoever one of them takes; nothing fails over to this one. 3 when some have no other."""
     from gateway.cli import region as command
+    from gateway.cli.admin_client import Gateway
 
-    gateway = command.Gateway(admin, token_file, insecure)
+    gateway = Gateway(admin, token_file, insecure)
     wish = command.Wish(Name.DRAIN, "on", reason, actor, lasts, force)
     raise typer.Exit(command.switch(config, region, gateway, wish, as_json))
 
@@ -80,8 +77,9 @@ def undrain(
 ) -> None:
     """End a drain: clients come back one after the other, within some seconds."""
     from gateway.cli import region as command
+    from gateway.cli.admin_client import Gateway
 
-    gateway = command.Gateway(admin, token_file, insecure)
+    gateway = Gateway(admin, token_file, insecure)
     raise typer.Exit(command.switch(config, region, gateway, command.Wish(Name.DRAIN, "", reason, actor), as_json))
 
 
@@ -104,9 +102,10 @@ def failover_mode(
 ) -> None:
     """Serve requests of tenants that live elsewhere, whatever their `failover` says: for an evacuation."""
     from gateway.cli import region as command
+    from gateway.cli.admin_client import Gateway
 
     value = "" if mode is OnOff.OFF else FAILOVER_ALL if everybody else FAILOVER_STANDBY
-    gateway = command.Gateway(admin, token_file, insecure)
+    gateway = Gateway(admin, token_file, insecure)
     wish = command.Wish(Name.FAILOVER_MODE, value, reason, actor, lasts, force)
     raise typer.Exit(command.switch(config, region, gateway, wish, as_json))
 
@@ -128,7 +127,8 @@ def max_traffic(
 ) -> None:
     """Limit what the region takes on. Beyond it requests that failed over here are refused first (503)."""
     from gateway.cli import region as command
+    from gateway.cli.admin_client import Gateway
 
-    gateway = command.Gateway(admin, token_file, insecure)
+    gateway = Gateway(admin, token_file, insecure)
     wish = command.Wish(Name.MAX_TRAFFIC, command.rate_of(limit), reason, actor, lasts)
     raise typer.Exit(command.switch(config, region, gateway, wish, as_json))

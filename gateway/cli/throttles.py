@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any, Final
 
-from gateway.cli.admin_client import ask
+from gateway.cli.admin_client import Gateway
 from gateway.cli.output import Exit, note, print_json, print_table
 
 PATH: Final = "/api/v1/throttles"
 COLUMNS: Final = ("limit of", "name", "what", "asked for", "share", "refused")
 
 
-def throttles(admin: str, token_file: Path | None, insecure: bool, as_json: bool) -> int:
+def throttles(gateway: Gateway, as_json: bool) -> int:
     """Print what is hot, most refused first."""
-    found: dict[str, Any] = json.loads(ask(admin, PATH, (), token_file, insecure))
+    found = gateway.ask(PATH)
     if as_json:
         print_json(found)
         return int(Exit.DONE)
