@@ -13,7 +13,6 @@ import asyncio
 import dataclasses
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,10 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.hot_path import one_round
+from bench.hot_path import one_round, place
 from gateway.core.breaker import BreakerRule
 from gateway.core.outliers import OutlierRule
-from gateway.core.placement import Placement
-from gateway.proxy.upstream import Upstream
-from tests.support.dataplane import cluster, data_plane, view
-from tests.support.transports import Dropped
+from tests.support.dataplane import cluster, view
 
 KINDS: dict[str, dict[str, Any]] = {
     "breaker": {"breaker": BreakerRule()},
@@ -38,35 +34,23 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 async def run(options: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        bare = cluster("app", 9)
-        snapshot = view(bare, access_log_path=None)
-        async with data_plane(Path(folder), snapshot, [Placement(tenant="acme", home="us-east-1")]) as plane:
-            worker = plane.worker
-            down = worker.accept_on(8080, "http")()
-            down.connection_made(Dropped())  # type: ignore[arg-type]
-            pool = worker.clusters["app"].endpoints["127.0.0.1:9"]
-            up = Upstream(worker, pool)
-            up.connection_made(Dropped())  # type: ignore[arg-type]
-            pool.busy = pool.size = 1
-            pool.release(up, worker.now() + 1e6)
-            one_round(down, up, 2000, False)
-            for name, rules in KINDS.items():
-                pairs = []
-                for _ in range(options.rounds):
-                    costs = []
-                    for config in (bare, dataclasses.replace(bare, **rules)):
-                        plane.swap(clusters={"app": config})
-                        one_round(down, up, 500, False)
-                        start = time.process_time()
-                        one_round(down, up, options.requests, False)
-                        costs.append((time.process_time() - start) / options.requests * 1e6)
-                    pairs.append(costs)
-                more = statistics.median(on - off for off, on in pairs)
-                off = statistics.median(off for off, _ in pairs)
-                print(f"{name}: {more:+.2f} us on {off:.2f} ({more / off:+.1%}), median of {options.rounds} pairs")
-            worker.downs.clear()
-            worker.ups.clear()
+    bare = cluster("app", 9)
+    async with place(view(bare, access_log_path=None)) as (plane, down, up):
+        one_round(down, up, 2000, False)
+        for name, rules in KINDS.items():
+            pairs = []
+            for _ in range(options.rounds):
+                costs = []
+                for config in (bare, dataclasses.replace(bare, **rules)):
+                    plane.swap(clusters={"app": config})
+                    one_round(down, up, 500, False)
+                    start = time.process_time()
+                    one_round(down, up, options.requests, False)
+                    costs.append((time.process_time() - start) / options.requests * 1e6)
+                pairs.append(costs)
+            more = statistics.median(on - off for off, on in pairs)
+            off = statistics.median(off for off, _ in pairs)
+            print(f"{name}: {more:+.2f} us on {off:.2f} ({more / off:+.1%}), median of {options.rounds} pairs")
 
 
 def main() -> None:

@@ -18,7 +18,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import uvloop
 
@@ -26,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gateway.core.limits import Limit, Throttle
 from gateway.core.placement import Placement
+from gateway.core.view import View
+from gateway.proxy.downstream import Downstream
 from gateway.proxy.upstream import Upstream
 from tests.support.dataplane import DataPlane, cluster, data_plane, view
 from tests.support.transports import Dropped
@@ -95,9 +100,18 @@ def throttled(plane: DataPlane, down: object, up: Upstream, options: argparse.Na
         )
 
 
-async def run(options: argparse.Namespace) -> None:
+class Place(NamedTuple):
+    """A worker without a kernel: one client's connection, and a warm one to the application."""
+
+    plane: DataPlane
+    down: Downstream
+    up: Upstream
+
+
+@asynccontextmanager
+async def place(snapshot: View) -> AsyncIterator[Place]:
+    """`snapshot` has the cluster `app` with the endpoint 127.0.0.1:9."""
     with tempfile.TemporaryDirectory() as folder:
-        snapshot = view(cluster("app", 9), access_log_path=None)
         async with data_plane(Path(folder), snapshot, [Placement(tenant="acme", home="us-east-1")]) as plane:
             worker = plane.worker
             down = worker.accept_on(8080, "http")()
@@ -107,20 +121,25 @@ async def run(options: argparse.Namespace) -> None:
             up.connection_made(Dropped())  # type: ignore[arg-type]
             pool.busy = pool.size = 1
             pool.release(up, worker.now() + 1e6)
-            one_round(down, up, 2000, options.fresh)
-            profile = cProfile.Profile() if options.profile else None
-            if profile:
-                profile.enable()
-            times = [one_round(down, up, options.requests, options.fresh) for _ in range(options.rounds)]
-            if profile:
-                profile.disable()
-                pstats.Stats(profile).sort_stats("tottime").print_stats(35)
-            assert up.transport is not None
-            if options.throttle:
-                throttled(plane, down, up, options)
-            print(f"{statistics.median(times):.2f} us per request, fastest round {min(times):.2f}")
+            yield Place(plane, down, up)
             worker.downs.clear()
             worker.ups.clear()
+
+
+async def run(options: argparse.Namespace) -> None:
+    async with place(view(cluster("app", 9), access_log_path=None)) as (plane, down, up):
+        one_round(down, up, 2000, options.fresh)
+        profile = cProfile.Profile() if options.profile else None
+        if profile:
+            profile.enable()
+        times = [one_round(down, up, options.requests, options.fresh) for _ in range(options.rounds)]
+        if profile:
+            profile.disable()
+            pstats.Stats(profile).sort_stats("tottime").print_stats(35)
+        assert up.transport is not None
+        if options.throttle:
+            throttled(plane, down, up, options)
+        print(f"{statistics.median(times):.2f} us per request, fastest round {min(times):.2f}")
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,12 +20,10 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.hot_path import ANSWER, HEAD
-from gateway.core.placement import Placement
+from bench.hot_path import ANSWER, HEAD, place
 from gateway.core.shedding import RANKS, Shedding
 from gateway.proxy.upstream import Upstream
-from tests.support.dataplane import DataPlane, cluster, data_plane, view
-from tests.support.transports import Dropped
+from tests.support.dataplane import DataPlane, cluster, view
 
 RULES = Shedding(1_000, 10_000, "priority")
 TICK_EVERY = 500
@@ -55,34 +52,22 @@ def refused_round(down: object, requests: int) -> float:
 
 
 async def run(options: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        snapshot = view(cluster("app", 9), access_log_path=None)
-        async with data_plane(Path(folder), snapshot, [Placement(tenant="acme", home="us-east-1")]) as plane:
-            worker = plane.worker
-            down = worker.accept_on(8080, "http")()
-            down.connection_made(Dropped())  # type: ignore[arg-type]
-            pool = worker.clusters["app"].endpoints["127.0.0.1:9"]
-            up = Upstream(worker, pool)
-            up.connection_made(Dropped())  # type: ignore[arg-type]
-            pool.busy = pool.size = 1
-            pool.release(up, worker.now() + 1e6)
-            off, on = [], []
-            for n in range(options.rounds + 1):
-                for rules, times in ((None, off), (RULES, on)) if n % 2 else ((RULES, on), (None, off)):
-                    plane.swap(shedding=rules)
-                    one_round(plane, down, up, 1000)
-                    times.append(one_round(plane, down, up, options.requests if n else 2000))
-            pairs = [after - before for before, after in zip(off[1:], on[1:], strict=True)]
-            shares = [after / before - 1 for before, after in zip(off[1:], on[1:], strict=True)]
-            plane.swap(shedding=RULES)
-            one_round(plane, down, up, 100)
-            worker.shedder.limiters["app"].ceilings = (0,) * RANKS
-            refused = [refused_round(down, options.requests // 4) for _ in range(5)]
-            print(f"off {statistics.median(off[1:]):.2f} us, on {statistics.median(on[1:]):.2f} us per request; "
-                  f"difference {statistics.median(pairs):+.2f} us, {statistics.median(shares):+.1%}; "
-                  f"refused: {statistics.median(refused):.2f} us")  # fmt: skip
-            worker.downs.clear()
-            worker.ups.clear()
+    async with place(view(cluster("app", 9), access_log_path=None)) as (plane, down, up):
+        off, on = [], []
+        for n in range(options.rounds + 1):
+            for rules, times in ((None, off), (RULES, on)) if n % 2 else ((RULES, on), (None, off)):
+                plane.swap(shedding=rules)
+                one_round(plane, down, up, 1000)
+                times.append(one_round(plane, down, up, options.requests if n else 2000))
+        pairs = [after - before for before, after in zip(off[1:], on[1:], strict=True)]
+        shares = [after / before - 1 for before, after in zip(off[1:], on[1:], strict=True)]
+        plane.swap(shedding=RULES)
+        one_round(plane, down, up, 100)
+        plane.worker.shedder.limiters["app"].ceilings = (0,) * RANKS
+        refused = [refused_round(down, options.requests // 4) for _ in range(5)]
+        print(f"off {statistics.median(off[1:]):.2f} us, on {statistics.median(on[1:]):.2f} us per request; "
+              f"difference {statistics.median(pairs):+.2f} us, {statistics.median(shares):+.1%}; "
+              f"refused: {statistics.median(refused):.2f} us")  # fmt: skip
 
 
 def main() -> None:
