@@ -17,7 +17,7 @@ from gateway.core.replication import parse_offset
 from gateway.core.switches import Name, rate_of
 from gateway.core.view import Ability
 from gateway.store.record import StoreError
-from gateway.telemetry.metrics import render
+from gateway.telemetry.scrape import render
 
 STATS_FILES: Final = "*.stats"
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.bus.stats import BUCKETS, OVERFLOW, SET_ASIDE, StatsFile, read_series
-from gateway.telemetry.metrics import METRICS, Kind, Labels, render, render_markdown
+from gateway.telemetry.metrics import METRICS, Kind, render_markdown
+from gateway.telemetry.scrape import Labels, render
 
 ROOT = Path(__file__).parent.parent.parent
 
