@@ -11,7 +11,6 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -31,14 +30,27 @@ from gateway.control import (
 from gateway.control.admin_access import Caller, Claim, Failures, Refusal, judge
 from gateway.control.admin_audit import AuditLog, Entry
 from gateway.control.admin_openapi import REASON_CHARS_MAX, Change, Parameter, Route, document
+from gateway.control.admin_responses import (
+    GATE,
+    NO_STORE,
+    Ask,
+    Gate,
+    answer,
+    answered,
+    bad,
+    facts_of,
+    problem,
+    refusal,
+    region_of,
+)
 from gateway.control.facts import Facts
 from gateway.control.metrics import gauges, scrape
-from gateway.core.errors import FLAGS, GatewayError
+from gateway.core.errors import GatewayError
 from gateway.core.explain import explain
 from gateway.identity.verifier import verifier_for
 from gateway.settings.schema import Role
 from gateway.store.record import StoreError
-from gateway.telemetry.metrics import CONTENT_TYPE
+from gateway.telemetry.scrape import CONTENT_TYPE
 
 LOG = logging.getLogger("landbridge.control")
 
@@ -53,89 +65,9 @@ REQUEST_BYTES_MAX: Final = 64 * 1024
 EXPLAIN_HEADERS_MAX: Final = 64
 
 _TENANT_FILTER: Final = re.compile(r"(?:(id|home|state)[:=])?(.*)\Z", re.DOTALL)
-_NO_STORE: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Ask = Callable[[dict[str, Any]], bool]
-"""Says something to the supervisor; False when it does not hear."""
-
-
-@dataclass(slots=True)
-class Gate:
-    """What requests have in common. `is_loopback`: the API listens on a loopback address. `silent`: connections whose
-    first request has not come.
-    """
-
-    facts: Facts
-    is_loopback: bool
-    ask: Ask
-    audit: AuditLog
-    failures: Failures
-    silent: set[object] = field(default_factory=set)
-
-
-GATE: Final = web.AppKey("gate", Gate)
 OPENAPI: Final = web.AppKey("openapi", bytes)
-
-
-def facts_of(request: web.Request) -> Facts:
-    return request.app[GATE].facts
-
-
-def region_of(request: web.Request) -> str:
-    return request.app[GATE].facts.settings.region
-
-
-# --- answers
-
-
-def answer(value: msgspec.Struct, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status, body=msgspec.json.encode(value), content_type="application/json", headers=_NO_STORE
-    )
-
-
-def problem(status: int, title: str, detail: str, region: str, flag: str | None = None) -> web.Response:
-    """An RFC 9457 problem document."""
-    made = answers.Problem(title=title, status=status, detail=detail, flag=flag, region=region)
-    return web.Response(
-        status=status, body=msgspec.json.encode(made), content_type="application/problem+json", headers=_NO_STORE
-    )
-
-
-def refusal(refused: Refusal, region: str) -> web.Response:
-    made = problem(refused.status, refused.title, refused.detail, region)
-    if refused.challenge:
-        made.headers["WWW-Authenticate"] = refused.challenge
-    if refused.retry_after_s:
-        made.headers["Retry-After"] = str(refused.retry_after_s)
-    return made
-
-
-async def answered(work: Awaitable[web.StreamResponse], request: web.Request) -> web.StreamResponse:
-    """Its response; what it raises, as a problem document."""
-    region = region_of(request)
-    try:
-        return await work
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        refused = problem(405, "Method not allowed", f"this path takes {allowed}", region)
-        refused.headers["Allow"] = allowed
-        return refused
-    except web.HTTPNotFound:
-        return problem(404, "Not found", "there is nothing at this path; see /api/v1/openapi.json", region)
-    except web.HTTPException as error:
-        return problem(error.status, error.reason, error.reason, region)
-    except GatewayError as error:
-        return problem(error.flag.status, error.flag.title, error.detail, region, error.flag.name)
-    except StoreError as error:
-        LOG.error("admin: %s", error)
-        return problem(503, FLAGS["map_unavailable"].title, str(error), region, "map_unavailable")
-    except (asyncio.CancelledError, ConnectionError):
-        raise
-    except Exception:
-        LOG.exception("admin: %s %r failed", request.method, request.path)  # a decoded path may hold line breaks
-        return problem(500, "Internal error", "the log of the gateway says what happened", region)
 
 
 # --- who may do what
@@ -251,36 +183,32 @@ async def reason_of(request: web.Request) -> str:
     return text
 
 
-def bad(detail: str, region: str) -> web.Response:
-    return problem(400, "Bad request", detail, region)
-
-
 # --- probes and metrics
 
 
 async def live(request: web.Request) -> web.Response:
     """The process lives."""
-    return web.Response(text="ok\n", headers=_NO_STORE)
+    return web.Response(text="ok\n", headers=NO_STORE)
 
 
 async def ready(request: web.Request) -> web.Response:
     """The gateway can serve: its map is complete and it is not draining. Nothing else counts (DESIGN 5.6)."""
     facts = facts_of(request)
     if facts.draining:
-        return web.Response(status=503, text="draining\n", headers=_NO_STORE)
+        return web.Response(status=503, text="draining\n", headers=NO_STORE)
     try:
         complete = facts.writer.complete()
     except StoreError as error:
-        return web.Response(status=503, text=f"{error}\n", headers=_NO_STORE)
+        return web.Response(status=503, text=f"{error}\n", headers=NO_STORE)
     if not complete:
-        return web.Response(status=503, text="the tenant map is not complete\n", headers=_NO_STORE)
-    return web.Response(text="ready\n", headers=_NO_STORE)
+        return web.Response(status=503, text="the tenant map is not complete\n", headers=NO_STORE)
+    return web.Response(text="ready\n", headers=NO_STORE)
 
 
 async def metrics(request: web.Request) -> web.Response:
     facts = facts_of(request)
     body = await asyncio.to_thread(scrape, facts.state_dir, gauges(facts))
-    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE, **_NO_STORE})
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE, **NO_STORE})
 
 
 # --- api
@@ -403,7 +331,7 @@ async def explanation(request: web.Request) -> web.Response:
 
 
 async def openapi(request: web.Request) -> web.Response:
-    return web.Response(body=request.app[OPENAPI], content_type="application/json", headers=_NO_STORE)
+    return web.Response(body=request.app[OPENAPI], content_type="application/json", headers=NO_STORE)
 
 
 # --- changes

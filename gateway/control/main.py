@@ -45,8 +45,9 @@ from gateway.bus.messages import (
     MapUnreadable,
 )
 from gateway.bus.server import BusPeer, BusServer
-from gateway.control.admin import GATE, make_app
+from gateway.control.admin import make_app
 from gateway.control.admin_listener import Listener
+from gateway.control.admin_responses import GATE
 from gateway.control.breakers import Breakers
 from gateway.control.conditions import TICK_S, Judge, describe
 from gateway.control.counters import Counters
@@ -57,6 +58,7 @@ from gateway.control.isolation import Isolation, keep, was_isolated
 from gateway.control.keys.keeper import KeyKeeper
 from gateway.control.log_lines import log_to_stderr
 from gateway.control.map_file import MapFile, open_map
+from gateway.control.map_use import MapUse
 from gateway.control.peer_probes import PeerProbes
 from gateway.control.reload import (
     FILE_CHANGED,
@@ -153,7 +155,7 @@ class Control:
         self.config_watch = Watch(configuration.files, lambda: configuration.reload(FILE_CHANGED))
         self.confirmed_watch = Watch(lambda: [state_dir / CONFIRMED_FILE], self.confirmed)
         self.bus = BusServer(state_dir / "bus.sock", self.heard, self.connected, self.left)
-        self.map_seen: dict[BusPeer, tuple[int, int]] = {}
+        self.map_use = MapUse(writer, lambda: self.bus.peers, self.facts.tenants.acknowledged)
         self.redis = start.settings.tenant_map.redis
         self.channel: Channel | None = None
         self.admin_address = start.settings.listen.admin
@@ -167,7 +169,7 @@ class Control:
             Demands: self.shares.demands,
             FilterRemoved: self.filter_removed,
             KeyWanted: self.keys.wanted,
-            MapApplied: self.map_applied,
+            MapApplied: self.map_use.applied,
             MapUnreadable: self.map_unreadable,
         }
 
@@ -410,16 +412,8 @@ class Control:
 
     def left(self, peer: BusPeer) -> None:
         self.breakers.left(peer)
-        self.map_seen.pop(peer, None)
         self.shares.left(peer)
-        self.acknowledge()
-
-    def acknowledge(self) -> None:
-        """Tell the source what of the store all connected workers use; one that has said nothing holds it back."""
-        generation = self.facts.writer.generation
-        known = [self.map_seen.get(peer, (0, 0)) for peer in self.bus.peers if peer.hello is not None]
-        slowest = min((to_txn if its == generation else 0 for its, to_txn in known), default=None)
-        self.facts.tenants.acknowledged(slowest)
+        self.map_use.left(peer)
 
     def heard(self, peer: BusPeer, message: FromWorker) -> None:
         """One message of a worker; what it reports is judged at once, not at the next tick."""
@@ -429,7 +423,7 @@ class Control:
         """A worker is there: it is told everything, by the configuration that it runs."""
         facts, slot = self.facts, message.slot
         facts.applied.pop(slot, None)
-        self.acknowledge()
+        self.map_use.tell()
         facts.removed_filters = {key: why for key, why in facts.removed_filters.items() if key[0] != slot}
         settings = self.replacement.settings_for(message.digest, facts.settings)
         peer.send(Configured(facts.generation, settings))
@@ -442,10 +436,6 @@ class Control:
     def view_applied(self, peer: BusPeer, message: Applied) -> None:
         if peer.hello is not None:
             self.facts.applied[peer.hello.slot] = message.generation
-
-    def map_applied(self, peer: BusPeer, message: MapApplied) -> None:
-        self.map_seen[peer] = message.generation, message.to_txn
-        self.acknowledge()
 
     def filter_removed(self, peer: BusPeer, message: FilterRemoved) -> None:
         if peer.hello is not None:
