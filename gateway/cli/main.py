@@ -119,8 +119,8 @@ def explain(
     from gateway.cli.explain import ask_gateway, summary
     from gateway.cli.explain import explain as decide
     from gateway.cli.tenants import lookup_of, settings_of
-    from gateway.identity.kept import read_kept
     from gateway.identity.verifier import verifier_for
+    from gateway.store.token_keys import read_kept
 
     if admin is not None:
         if entry is not None or file is not None:

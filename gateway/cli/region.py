@@ -20,11 +20,12 @@ from gateway.cli.admin_client import Gateway
 from gateway.cli.authors import Audit, author_of
 from gateway.cli.output import Exit, fail, note, print_json, print_table, time_of
 from gateway.cli.tenants import settings_of
-from gateway.control.switchboard import ANSWER_FILE, WANTED_FILE, Answer, Wanted, write
+from gateway.control.switchboard import ANSWER_FILE, WANTED_FILE, Answer, Wanted
 from gateway.core.switches import OFF, Name, Switch
 from gateway.settings import units
 from gateway.settings.schema import Settings
 from gateway.store.switches import FILE, decode
+from gateway.store.whole import write_whole
 
 ANSWER_LIMIT_S: Final = 15.0
 """Control looks each 0.1 s, and reads the whole map before a drain."""
@@ -127,7 +128,7 @@ def _ask_here(settings: Settings, wanted: Wanted) -> Answer:
     state_dir = Path(settings.state_dir)
     answer_file, wanted_file = state_dir / ANSWER_FILE, state_dir / WANTED_FILE
     try:
-        write(wanted_file, msgspec.json.encode(wanted))
+        write_whole(wanted_file, msgspec.json.encode(wanted))
         owner = state_dir.stat()
         if os.geteuid() == 0 and owner.st_uid != 0:  # control has to be able to read it
             os.chown(wanted_file, owner.st_uid, owner.st_gid)

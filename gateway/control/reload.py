@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -23,6 +22,7 @@ from gateway.settings.filter_files import paths_of
 from gateway.settings.loader import Sources, decode_sources, encode_sources, load, read_sources, warnings_for
 from gateway.settings.problems import Invalid
 from gateway.settings.schema import Settings
+from gateway.store.whole import write_whole
 
 LOG = logging.getLogger("landbridge.control")
 
@@ -95,17 +95,7 @@ def _write(state_dir: Path, name: str, sources: Sources) -> None:
             return
     except OSError:
         pass  # it is not there, or not readable: written anew
-    temporary = state_dir / f".{name}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, data, sync=True)
 
 
 def starting_point(path: Path, state_dir: Path, environ: Mapping[str, str]) -> tuple[Loaded, str]:

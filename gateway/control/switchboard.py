@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from gateway.core.view import View
 from gateway.settings.schema import RedisSettings, Settings
 from gateway.store.record import StoreError
 from gateway.store.switches import FILE, decode
+from gateway.store.whole import write_whole
 from gateway.store.writer import Writer
 
 LOG = logging.getLogger("landbridge.control")
@@ -278,7 +278,7 @@ class Switchboard:
                 LOG.warning("region switch %s: %s, set by %s: %s", name, value, switch.by, switch.why)
         self.known = switches
         try:
-            write(self._ground.state_dir / FILE, msgspec.json.encode(switches))
+            write_whole(self._ground.state_dir / FILE, msgspec.json.encode(switches), sync=True)
         except OSError as error:
             LOG.error("%s: a start without the region's Redis will not know the switches: %s", FILE, error)
 
@@ -297,17 +297,6 @@ class Switchboard:
             return
         answer = await self.set(wanted)
         try:
-            write(self._ground.state_dir / ANSWER_FILE, msgspec.json.encode(answer))
+            write_whole(self._ground.state_dir / ANSWER_FILE, msgspec.json.encode(answer))
         except OSError as error:
             LOG.error("%s: %s", ANSWER_FILE, error)
-
-
-def write(path: Path, data: bytes) -> None:
-    """Replace a file whole, or not at all. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -44,7 +44,6 @@ from gateway.core.switches import failover_mode
 from gateway.core.tenancy import Memo
 from gateway.core.traffic import Traffic
 from gateway.core.view import Ability, HeaderResolver, JwtResolver, View
-from gateway.identity.kept import read_kept
 from gateway.identity.verifier import Verifier
 from gateway.proxy.downstream import Downstream
 from gateway.proxy.limiter import Limiter
@@ -55,6 +54,7 @@ from gateway.proxy.upstream import Phase, Upstream
 from gateway.store import seen
 from gateway.store.reader import Reader
 from gateway.store.record import MapMeta, StoreError
+from gateway.store.token_keys import read_kept
 from gateway.telemetry.access_log import AccessLog
 
 _log = logging.getLogger("landbridge.worker")

@@ -6,15 +6,13 @@ It is a memory, never a truth: whoever reads it replaces it by what is found out
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from gateway.core.conditions import Conditions, Target
+from gateway.store.whole import write_whole
 
 FILE: Final = "names.last-good"
 FILE_BYTES_MAX: Final = 16 * 1024**2
@@ -42,12 +40,4 @@ def read(state_dir: Path) -> KnownNames:
 
 def write(state_dir: Path, known: KnownNames) -> None:
     """Replace the file, whole or not at all. Raises OSError. Blocks."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{FILE}.", dir=state_dir)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(known))
-        os.replace(name, state_dir / FILE)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    write_whole(state_dir / FILE, msgspec.json.encode(known))

@@ -6,10 +6,11 @@ limit for its own while the others are only out of sight.
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from gateway.store.whole import write_whole
 
 FILE: Final = "gateways.seen"
 GATEWAYS_MAX: Final = 10_000
@@ -26,7 +27,5 @@ def read(state_dir: Path) -> int:
 
 def keep(state_dir: Path, gateways: int) -> None:
     """Write it down; where that fails the next start goes by an older one. Blocks."""
-    temporary = state_dir / f".{FILE}"
     with suppress(OSError):
-        temporary.write_text(f"{gateways}\n", "ascii")
-        os.replace(temporary, state_dir / FILE)
+        write_whole(state_dir / FILE, b"%d\n" % gateways)

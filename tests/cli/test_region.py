@@ -12,9 +12,10 @@ from typer.testing import CliRunner, Result
 
 from gateway.cli import region
 from gateway.cli.main import app
-from gateway.control.switchboard import ANSWER_FILE, WANTED_FILE, Answer, Wanted, write
+from gateway.control.switchboard import ANSWER_FILE, WANTED_FILE, Answer, Wanted
 from gateway.core.switches import Switch
 from gateway.store.switches import FILE
+from gateway.store.whole import write_whole
 from tests.support.configs import KEY, SMALL
 
 WHY = ("--reason", "a test")
@@ -50,7 +51,7 @@ class Control(threading.Thread):
         self.wanted = msgspec.json.decode(wanted.read_bytes(), type=Wanted)
         wanted.unlink()
         answer = msgspec.structs.replace(self.answer, id=self.wanted.id)
-        write(self.state_dir / ANSWER_FILE, msgspec.json.encode(answer))
+        write_whole(self.state_dir / ANSWER_FILE, msgspec.json.encode(answer))
 
 
 @pytest.mark.parametrize(

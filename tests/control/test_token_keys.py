@@ -18,8 +18,8 @@ from gateway.control.keys.keeper import KeyKeeper, sources_of
 from gateway.control.keys.rules import PEMS_MAX, Allowance, pause_s
 from gateway.control.tasks import TaskSet
 from gateway.core.jwks import TokenKeys
-from gateway.identity.kept import FILE, read_kept
 from gateway.settings.schema import Settings
+from gateway.store.token_keys import FILE, read_kept
 from tests.support.configs import SMALL, settings_of, write
 from tests.support.eventually import eventually
 from tests.support.key_server import KeyServer, answer

@@ -21,10 +21,10 @@ from gateway.control.keys.fetch import Fetcher, FetchFailed
 from gateway.control.keys.rules import ABSENT_MAX, PEMS_MAX, for_key_set, for_single_keys, pause_s
 from gateway.control.tasks import TaskSet
 from gateway.core.jwks import TokenKeys, read_keys
-from gateway.identity.kept import read_kept, write_kept
 from gateway.identity.rings import ABSENT_S, ASK_EVERY_S, KID, SINGLE_KID
 from gateway.settings.identity import alb_source
 from gateway.settings.schema import Settings
+from gateway.store.token_keys import read_kept, write_kept
 
 V = TypeVar("V")
 

@@ -8,12 +8,13 @@ confirms this change and no other. Who may write to `state_dir` (mode 0700) is t
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Set
 from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
+
+from gateway.store.whole import write_whole
 
 PENDING_FILE: Final = "map.pending"
 CONFIRMED_FILE: Final = "map.confirmed"
@@ -65,7 +66,7 @@ def too_many(removed: int, known: int, fraction: float) -> bool:
 
 def tell(state_dir: Path, pending: Pending) -> None:
     """Describe the change that waits. Raises OSError."""
-    _write(state_dir / PENDING_FILE, msgspec.json.encode(pending))
+    write_whole(state_dir / PENDING_FILE, msgspec.json.encode(pending))
 
 
 def waiting(state_dir: Path) -> Pending | None:
@@ -78,7 +79,7 @@ def waiting(state_dir: Path) -> Pending | None:
 
 def confirm(state_dir: Path, change: str, *, restore: bool = False) -> None:
     """Say that `change` is meant, or with `restore` that it is not. Raises OSError."""
-    _write(state_dir / CONFIRMED_FILE, msgspec.json.encode(Confirmation(change, restore)))
+    write_whole(state_dir / CONFIRMED_FILE, msgspec.json.encode(Confirmation(change, restore)))
 
 
 def confirmed(state_dir: Path) -> Confirmation | None:
@@ -94,11 +95,3 @@ def forget(state_dir: Path) -> None:
     for name in (PENDING_FILE, CONFIRMED_FILE):
         with contextlib.suppress(OSError):
             (state_dir / name).unlink()
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-    temporary.replace(path)

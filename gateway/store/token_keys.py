@@ -6,9 +6,6 @@ Public keys are no secret, but who could change this file could sign for everybo
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -16,6 +13,7 @@ from typing import Final
 import msgspec
 
 from gateway.core.jwks import BadKeys, TokenKeys, read_keys
+from gateway.store.whole import write_whole
 
 FILE: Final = "keys.last-good"
 FILE_BYTES_MAX: Final = 16 * 1024**2
@@ -42,12 +40,4 @@ def _is_good(known: TokenKeys) -> bool:
 
 def write_kept(state_dir: Path, known: Collection[TokenKeys]) -> None:
     """Replace the file, whole or not at all. Raises OSError. Blocks."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{FILE}.", dir=state_dir)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode([TokenKeys(one.source, one.keys) for one in known]))
-        os.replace(name, state_dir / FILE)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    write_whole(state_dir / FILE, msgspec.json.encode([TokenKeys(one.source, one.keys) for one in known]))
