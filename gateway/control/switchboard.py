@@ -196,7 +196,7 @@ class Switchboard:
 
     async def _put(self, name: str, switch: Switch) -> int | None:
         """When it was set by the Redis's clock, 0 where that does not answer, None where there is none."""
-        region_map = self._region_map()
+        region_map = await self._region_map()
         if region_map is None:
             return None
         try:
@@ -234,20 +234,22 @@ class Switchboard:
 
     # --- the region's Redis, and the disk
 
-    def _region_map(self) -> RegionMap | None:
+    async def _region_map(self) -> RegionMap | None:
         settings = self._ground.facts().settings
         redis = settings.tenant_map.redis if settings.tenant_map.source == "redis" else None
         if redis != self._redis:
-            self._redis, self._map = redis, None
+            before, self._redis, self._map = self._map, redis, None
             if redis is not None:
                 self._map = RegionMap(
                     redis.url, settings.region, redis.tls, timeout_s=TIMEOUT_S, name="landbridge-switches"
                 )
+            if before is not None:
+                await before.close()
         return self._map
 
     async def _exchange(self) -> None:
         """Take in what the region's Redis has later, and write there what it has not."""
-        region_map = self._region_map()
+        region_map = await self._region_map()
         if region_map is None:
             return
         try:
