@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from typing import Final
 
+from gateway.core import backoff
+
 IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """RFC 9110, 9.2.2."""
 
@@ -23,9 +25,6 @@ SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 REPLAY_BYTES_MAX: Final = 64 * 1024
 """Body bytes kept for a second try; a body beyond it has been streamed away and cannot be sent again."""
-
-DOUBLINGS_MAX: Final = 16
-"""Beyond this every bound is reached."""
 
 
 class Failure(Enum):
@@ -106,7 +105,5 @@ def why_not(
 
 
 def pause_s(retries: Retries, made: int, rng: Callable[[], float]) -> float:
-    """Seconds to wait before try number `made` + 2 (`made` 0: the first retry), with full jitter: from none to all of
-    it, so that what failed together is not tried together (Brooker, AWS Architecture Blog, 2015). `rng` is in [0, 1).
-    """
-    return rng() * min(retries.backoff_max_s, retries.backoff_s * 2.0 ** min(made, DOUBLINGS_MAX))
+    """Seconds to wait before try number `made` + 2 (`made` 0: the first retry). `rng` is in [0, 1)."""
+    return backoff.pause_s(made + 1, retries.backoff_s, retries.backoff_max_s, rng())

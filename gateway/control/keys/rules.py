@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
+from gateway.core import backoff
 from gateway.identity.rings import ASK_EVERY_S
 
 JITTER: Final = 0.2
@@ -23,8 +24,8 @@ def pause_s(refresh_s: float, failures: int, rng: random.Random) -> float:
     """Until a key set is asked for again: the period, or after failures a back-off with full jitter."""
     if not failures:
         return refresh_s * rng.uniform(1 - JITTER, 1 + JITTER)
-    longest = min(BACK_OFF_MAX_S, refresh_s, BACK_OFF_S * 2.0 ** min(failures - 1, 10))
-    return BACK_OFF_S / 4 + rng.uniform(0.0, longest)
+    longest_s = min(BACK_OFF_MAX_S, refresh_s)
+    return BACK_OFF_S / 4 + backoff.pause_s(failures, BACK_OFF_S, longest_s, rng.random())
 
 
 class Allowance:

@@ -13,7 +13,6 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from gateway.control.backoff import pause_s
 from gateway.control.replication.compare import catch_up, compare
 from gateway.control.replication.counters import RESYNCS, RETRIES
 from gateway.control.replication.progress import (
@@ -32,6 +31,7 @@ from gateway.control.replication.progress import (
 )
 from gateway.control.replication.region_map import MapHead, MapUnavailable, PeerState, RegionMap
 from gateway.control.replication.tenure import Tenure
+from gateway.core.backoff import pause_s
 from gateway.core.replication import Head, Offset, Step, lag_records
 
 LOG = logging.getLogger("landbridge.replicator")
@@ -234,7 +234,7 @@ class Follower:
         self.reason = why
         self._resyncing = False
         self._say()
-        await asyncio.sleep(pause_s(self._failures, BACKOFF_FIRST_S, BACKOFF_MAX_S, self._rng))
+        await asyncio.sleep(pause_s(self._failures, BACKOFF_FIRST_S, BACKOFF_MAX_S, self._rng.random()))
 
     def _is_well(self) -> None:
         if self._failing_since is not None:

@@ -17,7 +17,6 @@ from typing import Final
 
 import msgspec
 
-from gateway.control.backoff import pause_s
 from gateway.control.registry import Registry, Replication, Where
 from gateway.control.reload import APPLIED, REFUSED, Outcome
 from gateway.control.replication.region_map import FeedEntry, MapHead, MapUnavailable, RegionMap
@@ -30,6 +29,7 @@ from gateway.control.sources.judged import Judged, Rules, judge_entries
 from gateway.control.sources.letters import Letters
 from gateway.control.sources.loss import LossGuard
 from gateway.control.sources.source import Ground
+from gateway.core.backoff import pause_s
 from gateway.core.replication import Offset, can_follow
 from gateway.settings.problems import masked_url
 from gateway.settings.schema import RedisSettings, Settings
@@ -211,7 +211,7 @@ class RedisFeed:
                 continue
             failures = 1 if self._answered_at is not None and self._answered_at > began else failures + 1
             self._lost(why)
-            await asyncio.sleep(pause_s(failures, BACKOFF_FIRST_S, BACKOFF_MAX_S, self._ground.rng))
+            await asyncio.sleep(pause_s(failures, BACKOFF_FIRST_S, BACKOFF_MAX_S, self._ground.rng.random()))
 
     async def _connection(self) -> None:
         """One connection's life: it ends by an exception."""

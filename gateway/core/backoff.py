@@ -4,14 +4,14 @@ together (Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015
 
 from __future__ import annotations
 
-import random
 from typing import Final
 
 DOUBLINGS_MAX: Final = 32
 """Beyond this every cap is reached; it keeps the power of two small however long something stays away."""
 
 
-def pause_s(failures: int, first_s: float, max_s: float, rng: random.Random) -> float:
-    """Seconds to wait after `failures` (1, 2, ...) in a row: up to `first_s` doubled each time, and up to `max_s`."""
+def pause_s(failures: int, first_s: float, max_s: float, chance: float) -> float:
+    """Seconds to wait after `failures` (1, 2, ...) in a row: up to `first_s` doubled each time, and up to `max_s`; as
+    much of it as `chance` says, which is in [0, 1)."""
     assert failures > 0, "who has not failed does not wait"
-    return rng.uniform(0.0, min(max_s, first_s * 2.0 ** min(failures - 1, DOUBLINGS_MAX)))
+    return chance * min(max_s, first_s * 2.0 ** min(failures - 1, DOUBLINGS_MAX))
