@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from gateway.control.health import CONNECT_FAILURES_MAX, Health
 from gateway.control.isolation import Isolation
-from gateway.control.peers import Peers
+from gateway.control.peers import FAILURES_MAX, Peers
 from gateway.core.conditions import Conditions, Target
 from gateway.core.ramp import share
 from gateway.core.view import REGION_CLUSTER, Ability, View
@@ -63,11 +63,13 @@ class Judge:
 
     def connects_failed(self, cluster: str, endpoint: str, count: int) -> bool:
         """A worker's report of as many as the cluster's `outliers` take; whether an endpoint turned."""
-        count = max(count, CONNECT_FAILURES_MAX) if count >= self.connects.get(cluster, CONNECT_FAILURES_MAX) else 0
+        enough = self.connects.get(cluster, CONNECT_FAILURES_MAX)
         if not cluster.startswith(REGION_CLUSTER):
-            return self.health.connects_failed(cluster, endpoint, count)
+            return self.health.connects_failed(cluster, endpoint, count, enough)
         gateway = self.peers.find(cluster.removeprefix(REGION_CLUSTER), endpoint)
-        return gateway is not None and gateway.failed(f"{count} connects in a row failed", count)
+        if gateway is None or count < enough:
+            return False
+        return gateway.failed(f"{count} connects in a row failed", max(count, FAILURES_MAX))
 
     def conclude(self, now: float) -> Conditions:
         """What is known at `now`, with generation 0: the sender numbers it."""

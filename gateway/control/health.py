@@ -65,9 +65,9 @@ class EndpointHealth:
             self.reason = reason
         return False
 
-    def connects_failed(self, count: int) -> bool:
+    def connects_failed(self, count: int, enough: int = CONNECT_FAILURES_MAX) -> bool:
         """Take in a worker's report of `count` failed connects in a row; whether the endpoint turned."""
-        if count < CONNECT_FAILURES_MAX:
+        if count < enough:
             return False
         self.good = 0
         return self._turn(False, f"{count} connects in a row failed") if self.up else False
@@ -146,9 +146,9 @@ class Health:
         found = self.find(cluster, endpoint)
         return False if found is None else found.check(ok, self.clusters[cluster].rule, reason)
 
-    def connects_failed(self, cluster: str, endpoint: str, count: int) -> bool:
+    def connects_failed(self, cluster: str, endpoint: str, count: int, enough: int = CONNECT_FAILURES_MAX) -> bool:
         found = self.find(cluster, endpoint)
-        return False if found is None else found.connects_failed(count)
+        return False if found is None else found.connects_failed(count, enough)
 
     def has_usable(self, cluster: str) -> bool:
         """Whether an endpoint of it is up; not of what is not judged here, as other regions' gateways."""
