@@ -158,7 +158,7 @@ async def test_other_servers_are_connected_to_and_an_isolated_region_says_so(tmp
                 nonlocal at
                 at += 1
                 await region_map.put_replication({EU: PeerState(state="following", at_ms=at)})
-                    conditions = [message for message in worker.told if isinstance(message, Conditions)]
+                conditions = [message for message in worker.told if isinstance(message, Conditions)]
                 return not conditions[-1].isolated
 
             await until(heard)
